@@ -1,0 +1,47 @@
+# Two commands for a fresh machine with Python >= 3.11, its headers and a C compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PROCS ?= 2
+EXECUTIONS ?= 20000
+
+SOURCES := pyproject.toml setup.py $(wildcard zart/*.pyx)
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/zart demo --procs $(PROCS) --executions $(EXECUTIONS)
+
+test: $(VENV)/.test
+	@$(VENV)/bin/python -m pytest -q $(PYTEST)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info zart/_fastpath.c zart/_fastpath*.so
+
+$(VENV)/bin/python:
+	@$(PYTHON) .ci/check_python.py
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(SOURCES) | $(VENV)/bin/python
+	@echo "building and installing zart into $(VENV)"
+	@$(INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
+	@echo "building and installing zart with its test dependencies into $(VENV)"
+	@$(INSTALL) --editable '.[test]'
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.lint: $(SOURCES) | $(VENV)/bin/python
+	@echo "building and installing zart with its tools into $(VENV)"
+	@$(INSTALL) --editable '.[lint]'
+	@touch $(VENV)/.demo $(VENV)/.test $@

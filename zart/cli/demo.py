@@ -1,0 +1,197 @@
+"""`zart demo`: onboard many customers durably, kill a worker half-way, and check in the database that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from zart.cli.audit import Audit, execution_id_of
+from zart.cli.command import Failed
+from zart.cli.display import Display, completed
+from zart.cli.onboarding import customer_of, onboarding
+from zart.config import DEFAULT_SCHEMA
+from zart.embedded import EmbeddedPostgres
+from zart.postgres.connection import Connection, connect
+from zart.runner.arbiter import run
+from zart.runner.board import Board
+from zart.runner.options import RunnerOptions
+from zart.runner.process import describe_status, fork
+from zart.scheduler import PostgresScheduler
+from zart.store.audit import audit_executions, count_unfinished
+
+_APP = "zart.cli.onboarding"
+_BUCKET = 0
+_LOOK_INTERVAL = 0.02
+_STANDSTILL = 60.0
+_STOP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The worker that was killed, and when, by the database's clock just before."""
+
+    pid: int
+    held: int
+    done: int
+    at: datetime
+
+
+def demo(
+    procs: Annotated[int, typer.Option(metavar="N", help="Worker processes.")] = 2,
+    executions: Annotated[int, typer.Option(metavar="N", min=1, max=9_999_999, help="Executions of five steps.")] = 20_000,
+) -> None:
+    """See it work: drain durable executions on a PostgreSQL of their own, kill a worker half-way, check every result.
+
+    Needs no database and leaves nothing behind. Exit code 1: the check found something wrong.
+    """
+    console = Console(highlight=False)
+    board = Board(procs)
+    with EmbeddedPostgres() as server, tempfile.TemporaryDirectory(prefix="zart-demo-") as folder:
+        console.print(f"PostgreSQL runs in {server.directory}", markup=False)
+        asyncio.run(_start(server.dsn, executions, console))
+        runner = _Runner(server.dsn, procs, board, Path(folder) / "runner.log")
+        try:
+            kill = asyncio.run(_drain(server.dsn, runner, Display(board, executions, console), executions))
+            runner.stop()
+        finally:
+            runner.kill()
+        audit = asyncio.run(_audit(server.dsn, executions))
+    _report(audit, kill, console)
+    if not audit.passed:
+        raise Failed("the check failed")
+
+
+async def _start(dsn: str, executions: int, console: Console) -> None:
+    async with PostgresScheduler.connect(dsn) as scheduler:
+        await scheduler.migrate()
+        began = time.monotonic()
+        await scheduler.start_many(
+            onboarding, ((execution_id_of(number), customer_of(number)) for number in range(executions))
+        )
+        console.print(f"{executions:,} executions of five steps started in {time.monotonic() - began:.1f} s")
+
+
+class _Runner:
+    """A runner in a forked process; its log goes to a file."""
+
+    def __init__(self, dsn: str, procs: int, board: Board, log: Path) -> None:
+        self.board, self._log = board, log
+        self._options = RunnerOptions(dsn=dsn, app=_APP, procs=procs, board=board)
+        self._pid = fork(self._live)
+
+    def _live(self) -> int:
+        descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 2)
+        return run(self._options)
+
+    def check(self) -> None:
+        """Raise if the runner has ended."""
+        pid, status = os.waitpid(self._pid, os.WNOHANG) if self._pid else (1, 0)
+        if pid:
+            self._pid = 0
+            lines = self._log.read_text(errors="replace").splitlines()
+            raise Failed(f"the runner ended ({describe_status(status)}): {lines[-1] if lines else 'it said nothing'}")
+
+    def stop(self) -> None:
+        """End it as an operator does, and wait for it."""
+        os.kill(self._pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                raise Failed(f"the runner did not stop within {_STOP_TIMEOUT:g} s")
+            time.sleep(_LOOK_INTERVAL)
+        self._pid = 0
+
+    def kill(self) -> None:
+        """End it and its workers at once, if it still runs."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -> Kill | None:
+    """Watch until every execution has ended, and kill a worker half-way; None if it was over before."""
+    kill: Kill | None = None
+    connection = await connect(dsn, application_name="zart demo")
+    try:
+        with display:
+            done, moved_at = 0, time.monotonic()
+            while done < executions:
+                await asyncio.sleep(_LOOK_INTERVAL)
+                runner.check()
+                before, done = done, await _done(connection, runner.board, executions)
+                moved_at = time.monotonic() if done > before else moved_at
+                if time.monotonic() - moved_at > _STANDSTILL:
+                    raise Failed(f"{executions - done:,} executions did not end: nothing moved for {_STANDSTILL:g} s")
+                if kill is None and executions // 2 <= done < executions:
+                    kill = await _kill_a_worker(connection, runner.board, done)
+                    if kill is not None:
+                        display.say(f"killed worker {kill.pid} (SIGKILL) while it held {kill.held:,} executions")
+                display.show(done, at_once=done >= executions)
+    finally:
+        await connection.close()
+    return kill
+
+
+async def _done(connection: Connection, board: Board, executions: int) -> int:
+    """How many executions have ended: by the workers' counters while they run, by the database towards the end."""
+    counted = completed(board)
+    if counted < executions * 0.9:
+        return counted
+    return executions - await count_unfinished(connection, DEFAULT_SCHEMA, _BUCKET)
+
+
+async def _kill_a_worker(connection: Connection, board: Board, done: int) -> Kill | None:
+    """SIGKILL the worker that holds most."""
+    now = await connection.fetchval("select clock_timestamp()")
+    victim = max(board.places, key=lambda place: place.held)
+    pid, held = victim.pid, victim.held
+    if not pid or not held:
+        return None
+    os.kill(pid, signal.SIGKILL)
+    return Kill(pid, held, done, now)
+
+
+async def _audit(dsn: str, executions: int) -> Audit:
+    audit = Audit(executions)
+    connection = await connect(dsn, application_name="zart demo")
+    try:
+        async for found in audit_executions(connection, DEFAULT_SCHEMA, _BUCKET, onboarding.spec.task_name):
+            audit.add(found)
+    finally:
+        await connection.close()
+    return audit
+
+
+def _report(audit: Audit, kill: Kill | None, console: Console) -> None:
+    """The summary; all of it was read back from the database."""
+    steps = audit.executions * 5
+    lines = ["", "read back from the database:"]
+    if audit.began_at is not None and audit.ended_at is not None:
+        seconds = (audit.ended_at - audit.began_at).total_seconds()
+        rates = f"{audit.completed / seconds:,.0f} executions/s, {audit.steps / seconds:,.0f} steps/s"
+        lines.append(f"  time, first to last   {seconds:.2f} s ({rates})")
+    lines.append(f"  completed             {audit.completed:,} of {audit.executions:,}")
+    lines.append(f"  right step results    {audit.right_steps:,} of {steps:,}, found {audit.steps:,}")
+    if kill is None:
+        lines.append("  killed                nobody: all was over before half-way; try more --executions")
+    else:
+        lines.append(f"  taken over            {audit.taken_over:,} executions of the killed worker")
+        if audit.again_at is not None:
+            again = (audit.again_at - kill.at).total_seconds()
+            lines.append(f"  ran again             {again:.3f} s after the kill, the first of them")
+    lines += [f"  wrong                 {fault}" for fault in audit.faults]
+    lines.append("check passed" if audit.passed else "check FAILED")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,178 @@
+"""The verbs on executions: start, status, wait, cancel, list, history, event."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+import typer
+
+from zart.cli.command import Failed, one_line, parse_json
+from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, ask
+from zart.cli.output import print_execution, print_executions, print_json, print_steps
+from zart.duration import seconds_of
+from zart.errors import WaitTimedOut
+from zart.model import EventAnswer, ExecutionRecord, ExecutionStatus, Page, StepRecord
+from zart.scheduler import PostgresScheduler
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+ExecutionId = Annotated[str, typer.Argument(metavar="ID", help="The execution's id.")]
+
+
+def start(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Registered name of the durable function.")],
+    data: Annotated[str, typer.Option("--data", metavar="JSON", help="Its input.")] = "null",
+    execution_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Id of the execution: the same id starts once. Random if left out."),
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Queue to put it in.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 runs first.")] = None,
+    delay: Annotated[str, typer.Option(metavar="DURATION", help="Run it no sooner, as 500ms, 30s, 10m, 2h, 3d.")] = "0s",
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Start an execution, or find the one that has this id already."""
+    value = parse_json(data, "--data")
+    seconds_of(delay, "--delay")
+    options: dict[str, Any] = {"queue": queue, "priority": priority, "delay": delay}
+    given = {name: value for name, value in options.items() if value is not None}
+    wanted_id = uuid.uuid4().hex if execution_id is None else execution_id
+
+    async def work(scheduler: PostgresScheduler) -> bool:
+        return (await scheduler.start(wanted_id, name, value, **given)).created
+
+    created = ask(database_url, embedded, schema, work)
+    if as_json:
+        print_json({"execution_id": wanted_id, "created": created})
+    else:
+        print(f"started {one_line(wanted_id)}" if created else f"{one_line(wanted_id)} existed already, it was not started again")
+
+
+def status(
+    execution_id: ExecutionId,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Show one execution."""
+
+    async def work(scheduler: PostgresScheduler) -> ExecutionRecord:
+        return await scheduler.status(execution_id)
+
+    record = ask(database_url, embedded, schema, work)
+    print_json(record) if as_json else print_execution(record)
+
+
+def wait(
+    execution_id: ExecutionId,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long to wait, as 30s or 10m; for ever if left out.")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until an execution has ended and show it. Exit code 1: it ended without a result, or not in time."""
+    seconds = None if timeout is None else seconds_of(timeout, "--timeout")
+
+    async def work(scheduler: PostgresScheduler) -> ExecutionRecord:
+        return await scheduler.wait(execution_id, timeout=seconds)
+
+    try:
+        record = ask(database_url, embedded, schema, work)
+    except WaitTimedOut as error:
+        raise Failed(one_line(str(error))) from None
+    print_json(record) if as_json else print_execution(record)
+    if record.status is not ExecutionStatus.COMPLETED:
+        raise Failed
+
+
+def cancel(
+    execution_id: ExecutionId,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel an execution. Exit code 1: it had ended before."""
+
+    async def work(scheduler: PostgresScheduler) -> bool:
+        return await scheduler.cancel(execution_id)
+
+    cancelled = ask(database_url, embedded, schema, work)
+    if as_json:
+        print_json({"execution_id": execution_id, "cancelled": cancelled})
+    elif cancelled:
+        print(f"cancelled {one_line(execution_id)}")
+    if not cancelled:
+        raise Failed("" if as_json else f"{one_line(execution_id)} had ended already; `zart status` shows how")
+
+
+def list_(
+    status: Annotated[ExecutionStatus | None, typer.Option(help="Only those with this status.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this durable function.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only those of this queue.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after an earlier page's end.")] = None,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """List executions, page by page."""
+
+    async def work(scheduler: PostgresScheduler) -> Page[ExecutionRecord]:
+        return await scheduler.list_executions(status=status, task_name=task, queue=queue, limit=limit, after=after)
+
+    page = ask(database_url, embedded, schema, work)
+    if as_json:
+        print_json(page)
+        return
+    print_executions(page.items)
+    if page.after is not None:
+        print(f"there are more: --after {page.after}")
+
+
+def history(
+    execution_id: ExecutionId,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Show an execution's journal: its steps, their results and their failed tries."""
+
+    async def work(scheduler: PostgresScheduler) -> list[StepRecord]:
+        return await scheduler.history(execution_id)
+
+    steps = ask(database_url, embedded, schema, work)
+    print_json(steps) if as_json else print_steps(steps)
+
+
+def event(
+    execution_id: ExecutionId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the event.")],
+    data: Annotated[str, typer.Option("--data", metavar="JSON", help="Its payload.")] = "null",
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Offer an event to an execution; the first of a name wins. Exit code 1: it was not the first, or came too late."""
+    payload = parse_json(data, "--data")
+
+    async def work(scheduler: PostgresScheduler) -> EventAnswer:
+        return await scheduler.offer_event(execution_id, name, payload)
+
+    answer = ask(database_url, embedded, schema, work)
+    if as_json:
+        print_json({"execution_id": execution_id, "answer": answer.value})
+    else:
+        print(answer.value.replace("_", " "))
+    if answer is not EventAnswer.ACCEPTED:
+        raise Failed

@@ -1,0 +1,41 @@
+"""`zart`: the commands of operators and of the curious."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from zart.cli import executions
+from zart.cli.command import Version, code_of
+from zart.cli.database import with_default_directory
+from zart.cli.demo import demo
+from zart.cli.migrate import migrate
+
+app = typer.Typer(
+    help="Durable execution on PostgreSQL. `zart-runner` runs your durable functions; this command looks after them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(migrate)
+app.command()(executions.start)
+app.command()(executions.status)
+app.command()(executions.wait)
+app.command()(executions.cancel)
+app.command("list")(executions.list_)
+app.command()(executions.history)
+app.command()(executions.event)
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Durable execution on PostgreSQL."""
+
+
+def main() -> NoReturn:
+    """Entry point of `zart`."""
+    sys.exit(code_of(app, "zart", with_default_directory(sys.argv[1:])))

@@ -1,0 +1,84 @@
+"""What commands print: tables and lines for people, one JSON value for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zart.cli.command import one_line
+from zart.model import ExecutionRecord, StepRecord
+
+_WIDEST_VALUE = 60
+
+
+def print_json(value: Any) -> None:
+    """One JSON value, alone on stdout; records become objects, times ISO 8601."""
+    print(msgspec.json.encode(value, enc_hook=str).decode())
+
+
+def print_execution(record: ExecutionRecord) -> None:
+    """One `name: value` line per field that says something."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if value is not None and not (field.name in ("attempt", "crashes", "max_retries", "run") and not value):
+            print(f"{field.name + ':':<14} {_text(value, field.name in ('input', 'output', 'error'))}")
+
+
+def print_executions(records: Sequence[ExecutionRecord]) -> None:
+    """A table, newest page order as the database gave it."""
+    print_table(
+        ("execution", "task", "status", "created", "took"),
+        (
+            (r.execution_id, r.task_name, r.status.value, _text(r.created_at), took(r.started_at, r.finished_at))
+            for r in records
+        ),
+    )
+
+
+def print_steps(steps: Sequence[StepRecord]) -> None:
+    """A table of a run's journal, with the failed tries of each step under it."""
+    rows: list[tuple[str, ...]] = []
+    for step in steps:
+        for failed in step.failed_attempts:
+            rows.append((step.name, step.kind, "failed try", str(failed.attempt), "", _short(failed.error)))
+        shown = step.error if step.error is not None else step.result
+        time = took(step.started_at, step.finished_at)
+        rows.append((step.name, step.kind, step.status, str(step.attempts), time, _short(shown)))
+    print_table(("name", "kind", "status", "attempt", "took", "result"), rows)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table without frames: fit to a terminal, as wide as it must be in a pipe."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+
+
+def took(begin: datetime | None, end: datetime | None) -> str:
+    """The time between the two, as `1.234 s`; empty when one is unknown."""
+    return "" if begin is None or end is None else f"{(end - begin).total_seconds():.3f} s"
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _WIDEST_VALUE else text[: _WIDEST_VALUE - 1] + "…"
+
+
+def _text(value: Any, is_payload: bool = False) -> str:
+    if is_payload:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="milliseconds")
+    return one_line(str(value))

@@ -1,0 +1,84 @@
+"""Settings, frozen and checked once, each with the reason for its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zart.duration import Duration, seconds_of
+from zart.errors import InvalidArgument
+
+DEFAULT_SCHEMA = "zart"
+DEFAULT_QUEUE = "default"
+DEFAULT_PRIORITY = 2
+
+# A tick holds the worker's fence and its claims' rows: past these it is split, so that siblings and takeover never wait long.
+MAX_TICK_ROWS = 2_000
+MAX_TICK_BYTES = 8 * 1024 * 1024
+
+# Names are part of index keys; PostgreSQL refuses index rows over about 2,700 bytes.
+MAX_NAME_BYTES = 512
+MAX_EXECUTION_ID_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How one worker process works. Durations take seconds, timedelta or text such as "500ms".
+
+    Args:
+        max_concurrent_tasks: slots, so the most executions in memory at once (1 to 10,000).
+        poll_interval: longest time ready work goes unseen when every hint is lost (20 ms to 1 h).
+        lease_timeout: how long a worker may be unheard of before others take its work over (1 s to 1 h).
+        shutdown_timeout: how long running steps may go on after `stop()`.
+        park_grace: how long a waiting body stays in memory before it is evicted.
+        queues: serve only these queues; None serves all.
+        max_result_bytes: largest stored value, encoded (1 KiB to 64 MiB).
+        max_crashes: deaths of its process after which an execution is quarantined.
+
+    Raises:
+        InvalidArgument: a value is out of its bounds.
+
+    Example:
+        >>> WorkerConfig(max_concurrent_tasks=64, lease_timeout="30s").lease_seconds
+        30.0
+    """
+
+    max_concurrent_tasks: int = 256
+    poll_interval: Duration = 1.0
+    lease_timeout: Duration = 15.0
+    shutdown_timeout: Duration = 30.0
+    park_grace: Duration = 1.0
+    queues: tuple[str, ...] | None = None
+    max_result_bytes: int = 4 * 1024 * 1024
+    max_crashes: int = 3
+
+    def __post_init__(self) -> None:
+        _within("max_concurrent_tasks", self.max_concurrent_tasks, 1, 10_000)
+        _within("poll_interval", self.poll_seconds, 0.02, 3600)
+        _within("lease_timeout", self.lease_seconds, 1, 3600)
+        _within("shutdown_timeout", self.shutdown_seconds, 0, 86_400)
+        _within("park_grace", self.grace_seconds, 0, 3600)
+        _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024)
+        _within("max_crashes", self.max_crashes, 1, 1000)
+        if self.queues is not None and (isinstance(self.queues, str) or not self.queues):
+            raise InvalidArgument("queues must be a tuple of at least one queue name, or None for all queues")
+
+    @property
+    def poll_seconds(self) -> float:
+        return seconds_of(self.poll_interval, "poll_interval")
+
+    @property
+    def lease_seconds(self) -> float:
+        return seconds_of(self.lease_timeout, "lease_timeout")
+
+    @property
+    def shutdown_seconds(self) -> float:
+        return seconds_of(self.shutdown_timeout, "shutdown_timeout")
+
+    @property
+    def grace_seconds(self) -> float:
+        return seconds_of(self.park_grace, "park_grace")
+
+
+def _within(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise InvalidArgument(f"{name} must be from {least:g} to {most:g}, got {value!r}")

@@ -1,0 +1,297 @@
+"""Durable functions. `zart_durable` makes one of a function, `DurableExecution` is the class form."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, Never, Protocol, TypeVar, overload
+
+from zart.annotations import parameter_codec, result_codec
+from zart.calls import Call, run_unscoped
+from zart.codec import PLAIN
+from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
+from zart.engine.scope import current_scope
+from zart.engine.spec import DurableSpec
+from zart.errors import InvalidArgument, RegistrationError, ZartError
+from zart.names import checked_name
+
+D = TypeVar("D")
+R = TypeVar("R")
+D_contra = TypeVar("D_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+# The queue keeps twice the priority, and one more, as a smallint.
+MAX_PRIORITY = 1000
+
+
+class DurableExecution(ABC, Generic[D_contra, R_co]):
+    """A durable function written as a class; registered as an instance, or as the class when that needs no arguments.
+
+    Class arguments: `name` (the task's name), `queue`, `priority` (0 is served first).
+
+    Example:
+        >>> class Onboarding(DurableExecution[OnboardingData, Receipt], name="onboarding"):
+        ...     async def run(self, data: OnboardingData) -> Receipt: ...
+    """
+
+    task_name: str = ""
+    queue: str = DEFAULT_QUEUE
+    priority: int = DEFAULT_PRIORITY
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, queue: str | None = None, priority: int | None = None, **keywords: Any
+    ) -> None:
+        super().__init_subclass__(**keywords)
+        if name is not None:
+            cls.task_name = checked_name(name, "a durable function", RegistrationError)
+        if queue is not None:
+            cls.queue = checked_name(queue, f"the queue of {cls.__qualname__}", RegistrationError)
+        if priority is not None:
+            cls.priority = _checked_priority(cls.task_name, priority)
+        if hasattr(cls, "on_failure"):
+            raise _no_on_failure(cls.task_name or cls.__qualname__)
+
+    @abstractmethod
+    async def run(self, data: D_contra) -> R_co:
+        """The body: from the start on each pass, with kept results of what was done before."""
+
+    def max_retries(self) -> int:
+        """How often a failed execution is passed over again: after 1 s, then twice as long each time, up to 5 min."""
+        return 0
+
+    def retry_config(self) -> Retry:
+        """Count and delays of an execution's retries; those of `max_retries` unless overridden."""
+        return retries_of(self.max_retries(), self.task_name)
+
+    def timeout(self) -> Duration | None:
+        """How long an execution may take from its start to its end, retries and waits included; None is no limit."""
+        return None
+
+    @functools.cached_property
+    def spec(self) -> DurableSpec:
+        """What the engine needs to know. Made when first asked for, which registration does.
+
+        Raises:
+            RegistrationError: body or annotations cannot be used.
+        """
+        return describe_body(self, self.run, type(self).__qualname__)
+
+    def __call__(self, data: D_contra, /) -> ChildCall[R_co]:
+        """A call to await: outside an execution, it runs the body once, with nothing kept."""
+        return ChildCall(self.task_name, functools.partial(self.run, data))
+
+
+class Durable(DurableExecution[D_contra, R_co]):
+    """What `zart_durable` makes of a function with one parameter. `function` is the function itself."""
+
+    def __init__(
+        self,
+        function: Callable[..., Coroutine[Any, Any, R_co]],
+        name: str,
+        retry: RetryConfig,
+        timeout: float | None,
+        queue: str,
+        priority: int,
+    ) -> None:
+        self.function = function
+        self.task_name, self.queue, self.priority = name, queue, priority
+        self._retry, self._timeout = retry, timeout
+        functools.update_wrapper(self, function, updated=())
+
+    async def run(self, data: D_contra) -> R_co:
+        return await self.function(data)
+
+    def max_retries(self) -> int:
+        return self._retry.retries
+
+    def retry_config(self) -> RetryConfig:
+        return self._retry
+
+    def timeout(self) -> float | None:
+        return self._timeout
+
+    @functools.cached_property
+    def spec(self) -> DurableSpec:
+        return describe_body(self, self.function, self.function.__qualname__)
+
+    def __repr__(self) -> str:
+        return f"<Durable {self.task_name!r}>"
+
+
+class DurableWithoutData(Durable[None, R_co]):
+    """What `zart_durable` makes of a function without parameters."""
+
+    async def run(self, data: None = None) -> R_co:
+        return await self.function()
+
+    def __call__(self, data: None = None, /) -> ChildCall[R_co]:
+        return super().__call__(None)
+
+
+class DurableDecorator(Protocol):
+    """What `zart_durable(...)` gives: it takes an async function with one parameter, or none."""
+
+    @overload
+    def __call__(self, function: Callable[[D], Coroutine[Any, Any, R]], /) -> Durable[D, R]: ...
+    @overload
+    def __call__(self, function: Callable[[], Coroutine[Any, Any, R]], /) -> DurableWithoutData[R]: ...
+
+
+def zart_durable(
+    name: str,
+    *,
+    timeout: Duration | None = None,
+    max_retries: int = 0,
+    retry: Retry = None,
+    on_failure: Callable[..., Awaitable[Any]] | None = None,
+    queue: str = DEFAULT_QUEUE,
+    priority: int = DEFAULT_PRIORITY,
+) -> DurableDecorator:
+    """Make a durable function of an async function with one parameter, or none.
+
+    Args:
+        name: the task's name; executions are found by it, so it stays when the function is renamed.
+        timeout: how long an execution may take from its start to its end, retries and waits included.
+        max_retries: how often a failed execution is passed over again; the delays are 1 s, 2 s, 4 s, ... up to 5 min.
+        retry: count and delays instead, as a RetryConfig or its text.
+        on_failure: not supported in this version.
+        queue: where executions wait, unless the start says otherwise.
+        priority: 0 is served first, 1000 last; strictly, so a steady stream of lower numbers starves higher ones.
+
+    Raises:
+        RegistrationError: the name or the function cannot be used.
+        InvalidArgument: a duration, a retry text or a number cannot be used.
+
+    Example:
+        >>> @zart_durable("onboarding", timeout="10m")
+        ... async def onboarding(data: OnboardingData) -> Receipt: ...
+    """
+    checked_name(name, "a durable function", RegistrationError)
+    what = f"durable function {name!r}"
+    if on_failure is not None:
+        raise _no_on_failure(name)
+    if retry is not None and max_retries:
+        raise RegistrationError(f"{what} has both retry and max_retries; keep the one you mean")
+    config = retries_of(max_retries, name) if retry is None else retry_of(retry, f"retry of {what}")
+    seconds = timeout_of(timeout, f"timeout of {what}")
+    checked_name(queue, f"the queue of {what}", RegistrationError)
+    _checked_priority(name, priority)
+
+    def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
+        if body_parameter(function, what) is None:
+            return DurableWithoutData(function, name, config, seconds, queue, priority)
+        return Durable(function, name, config, seconds, queue, priority)
+
+    return decorate
+
+
+class ChildCall(Call[R_co, Never]):
+    """What calling a durable function gives. Outside an execution, awaiting it runs the body once."""
+
+    __slots__ = ("_run", "_task_name")
+
+    def __init__(self, task_name: str, run: Callable[[], Awaitable[R_co]]) -> None:
+        self._task_name, self._run = task_name, run
+
+    @property
+    def raises(self) -> tuple[type[Exception], ...]:
+        return ()
+
+    def resolved_name(self) -> str:
+        return self._name or self._task_name
+
+    def _declared_name(self) -> str:
+        return self._task_name
+
+    def _begin(self) -> Coroutine[Any, Any, R_co]:
+        return run_unscoped(self, self._run) if current_scope.get() is None else self._start_child()
+
+    async def _start_child(self) -> Never:
+        raise ZartError(
+            f"durable function {self._task_name!r} was called inside an execution; child executions are not supported"
+            " in this version: start it with the scheduler, or make it a step"
+        )
+
+
+def retries_of(max_retries: int, name: str) -> RetryConfig:
+    """What `max_retries` stands for: exponential(n, 1s, max_delay=5m).
+
+    Raises:
+        InvalidArgument: it is no whole number, negative or too large.
+    """
+    try:
+        return RetryConfig.exponential(max_retries, "1s", max_delay="5m") if max_retries else RetryConfig.none()
+    except InvalidArgument as error:
+        raise InvalidArgument(f"max_retries of durable function {name!r}: {error}") from None
+
+
+def body_parameter(function: object, what: str) -> str | None:
+    """The name of a body's parameter, or None when it takes none.
+
+    Raises:
+        RegistrationError: it is not `async def`, or takes more than one argument.
+    """
+    if not callable(function) or isinstance(function, type) or not inspect.iscoroutinefunction(function):
+        raise RegistrationError(f"{what} must be an `async def` function, got {function!r}")
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        return None
+    if len(parameters) > 1:
+        names = ", ".join(str(one).partition(":")[0] for one in parameters)
+        raise RegistrationError(
+            f"{what} takes {len(parameters)} parameters ({names}); a body takes one or none:"
+            " put them into a dataclass and take that"
+        )
+    if parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        raise RegistrationError(f"{what} takes {parameters[0]}; its one parameter must be a plain one")
+    return parameters[0].name
+
+
+def describe_body(durable: DurableExecution[Any, Any], body: Callable[..., Awaitable[Any]], label: str) -> DurableSpec:
+    """The spec of a durable function.
+
+    Args:
+        durable: it.
+        body: the function whose parameter and annotations count.
+        label: what it is called in the code, for errors when it has no name.
+
+    Raises:
+        RegistrationError: body, name or annotations cannot be used.
+    """
+    if not durable.task_name:
+        raise RegistrationError(f'{label} has no name; write `class {label}(DurableExecution[...], name="...")`')
+    what = f"durable function {durable.task_name!r}"
+    parameter = body_parameter(body, what)
+    return DurableSpec(
+        task_name=durable.task_name,
+        invoke=body if parameter else _ignoring_data(body),
+        input_codec=parameter_codec(body, parameter, f"input of {what}") if parameter else PLAIN,
+        output_codec=result_codec(body, f"result of {what}"),
+        retry=retry_of(durable.retry_config(), f"retry of {what}"),
+        timeout=timeout_of(durable.timeout(), f"timeout of {what}"),
+        queue=durable.queue,
+        priority=durable.priority,
+        takes_data=parameter is not None,
+    )
+
+
+def _ignoring_data(body: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    return lambda _data: body()
+
+
+def _checked_priority(name: str, priority: int) -> int:
+    if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidArgument(
+            f"priority of durable function {name!r} must be a whole number from 0 to {MAX_PRIORITY}, got {priority!r}"
+        )
+    return priority
+
+
+def _no_on_failure(name: str) -> RegistrationError:
+    return RegistrationError(
+        f"durable function {name!r} has on_failure, which is not supported in this version;"
+        " catch StepFailed in the body"
+    )

@@ -1,0 +1,199 @@
+"""A step being run for the first time in its run: its tries, their timeouts, and what becomes of their failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from zart.codec import Codec
+from zart.engine import failure
+from zart.engine.replay import FailedTries
+from zart.engine.retry import delay_before_retry
+from zart.engine.signals import Stop, Suspended
+from zart.engine.spec import StepInvocation
+from zart.errors import NotInBody, SerializationError, StepFailed
+from zart.metrics import STEP_RETRIES, STEPS_FAILED
+from zart.model import ExecutionInfo, Kind
+
+if TYPE_CHECKING:
+    from zart.engine.turn import Turn
+
+_FIRST = FailedTries()
+
+
+class OutOfTime(Exception):
+    """The step's timeout has passed."""
+
+
+class StepRun:
+    """One step of one turn. It is the scope its user code runs in, so body-only calls are refused here.
+
+    Attributes:
+        attempt: number of the try under way, 0-based.
+    """
+
+    __slots__ = ("attempt", "began", "call", "key", "name", "time_limit", "tries", "turn")
+
+    def __init__(self, turn: Turn, call: StepInvocation, name: str, key: int, tries: FailedTries | None) -> None:
+        self.turn, self.call, self.name, self.key = turn, call, name, key
+        self.tries = tries
+        self.attempt = 0 if tries is None else tries.count
+        self.began = perf_counter()
+        self.time_limit: float | None = None
+
+    # -- tries
+
+    async def first_try(self) -> Any:
+        """The first try of this turn: after what is left of a stored delay, within what is left of the timeout."""
+        turn, spec, tries = self.turn, self.call.spec, self.tries or _FIRST
+        now = turn.loop.time()
+        since_load = now - turn.history.loaded_at if turn.history is not None else 0.0
+        if spec.timeout is not None and spec.timeout_scope == "global":
+            self.time_limit = now + spec.timeout - (tries.began_ago + since_load if self.tries else 0.0)
+        if tries.due_in is not None and tries.due_in > since_load:
+            await self._pause(now + tries.due_in - since_load)
+        return await self._one_try()
+
+    async def later_tries(self, error: BaseException) -> Any:
+        """What follows a failed try: others, until one gives a value or none is left. Raises what the body gets."""
+        while True:
+            await self._after_failure(error)
+            self.attempt += 1
+            self.began = perf_counter()
+            try:
+                return await self._one_try()
+            except BaseException as next_error:
+                error = next_error
+
+    async def _one_try(self) -> Any:
+        spec = self.call.spec
+        if spec.timeout is None:
+            return await self.call.invoke()
+        limit = spec.timeout if self.time_limit is None else self.time_limit - self.turn.loop.time()
+        if limit <= 0:
+            raise OutOfTime
+        try:
+            async with asyncio.timeout(limit) as clock:
+                value = await self.call.invoke()
+        except TimeoutError:
+            if clock.expired():
+                raise OutOfTime from None
+            raise
+        if clock.expired():
+            raise OutOfTime
+        return value
+
+    async def _after_failure(self, error: BaseException) -> None:
+        """Return after the delay when another try follows; else raise what the failure comes back as."""
+        turn, spec = self.turn, self.call.spec
+        self._let_stop_through(error)
+        if isinstance(error, OutOfTime):
+            await self.fail(error, "timed_out")
+        if isinstance(error, spec.raises):
+            await self.fail(error, "declared")
+        delay = delay_before_retry(spec.retry, self.attempt, error)
+        if delay is None:
+            used_up = 0 < spec.retry.retries <= self.attempt
+            await self.fail(error, "exhausted" if used_up else "failed")
+            return
+        due = turn.loop.time() + delay
+        if self.time_limit is not None and due >= self.time_limit:
+            await self.fail(OutOfTime(), "timed_out")
+        record = failure.encode(failure.step_failure(error, "failed", self.attempt + 1))
+        await turn.store(
+            self.key, Kind.ATTEMPT, 0, self.attempt + 1, self._seconds(), self.name, None, record, due=delay
+        )
+        turn.host.place.words[STEP_RETRIES] += 1
+        await self._pause(due)
+
+    def _let_stop_through(self, error: BaseException) -> None:
+        """A cancelled or stopped turn records nothing; a CancelledError that nobody asked for is the step's own."""
+        if self.turn.is_interrupted():
+            raise self.turn.suspended() from None
+        if isinstance(error, Suspended | GeneratorExit):
+            raise error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if self.turn.stop is not None:
+                raise self.turn.suspended() from None
+            if task is not None and task.cancelling():
+                raise error
+
+    async def _pause(self, due: float) -> None:
+        """Wait in memory for a short while; past the grace, give the slot back when the whole body only waits."""
+        turn = self.turn
+        turn.waits[self] = due
+        try:
+            while (left := due - turn.loop.time()) > 0:
+                if left <= turn.host.grace:
+                    await asyncio.sleep(left)
+                    continue
+                await asyncio.sleep(turn.host.grace)
+                if turn.is_only_waiting():
+                    turn.interrupt(Stop.PARK)
+                    await asyncio.sleep(left)
+        finally:
+            del turn.waits[self]
+        if turn.stop is not None:
+            raise turn.suspended()
+
+    # -- failures
+
+    async def fail(self, error: BaseException, kind: str) -> NoReturn:
+        """Keep the failure and raise what it comes back as."""
+        attempts = self.attempt + 1
+        record = self._record(error, kind, attempts)
+        await self.turn.store_failure(self.key, record, self._seconds(), self.name)
+        self.turn.host.place.words[STEPS_FAILED] += 1
+        raise failure.rebuild(record, self.name, self.call.spec.raises) from None
+
+    def _record(self, error: BaseException, kind: str, attempts: int) -> failure.Record:
+        if kind == "declared" and isinstance(error, Exception):
+            try:
+                return failure.declared_failure(error, attempts)
+            except SerializationError as refused:
+                error, kind = refused, "serialization"
+        record = failure.step_failure(error, kind, attempts)
+        if kind == "timed_out":
+            spec = self.call.spec
+            whole = "the whole step" if spec.timeout_scope == "global" else "one try"
+            record["type"], record["message"] = "TimeoutError", f"{spec.timeout:g} s for {whole} have passed"
+        return record
+
+    def _seconds(self) -> float:
+        return perf_counter() - self.began
+
+    # -- scope of the step's own code
+
+    async def run_step(self, call: StepInvocation) -> Any:
+        """Inside a step, other steps run inline and leave no checkpoint; their errors are mapped as in a body."""
+        try:
+            return await call.invoke()
+        except call.spec.raises:
+            raise
+        except StepFailed:
+            raise
+        except Exception as error:
+            record = failure.step_failure(error, "failed", 1)
+            raise failure.rebuild(record, call.resolved_name(), ()) from error
+
+    async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
+        """Refused: a checkpoint inside a step would outlive the try it belongs to."""
+        raise NotInBody(self._misplaced("capture", name))
+
+    async def now(self, name: str) -> datetime:
+        """Refused, as `capture`."""
+        raise NotInBody(self._misplaced("now", name))
+
+    def info(self) -> ExecutionInfo:
+        """The execution's id, name and input with this step's own attempt."""
+        turn = self.turn
+        return ExecutionInfo(
+            turn.execution_id, turn.spec.task_name, turn.data, self.attempt, self.call.spec.retry.retries
+        )
+
+    def _misplaced(self, what: str, name: str) -> str:
+        return f"{what}({name!r}) was called inside step {self.name!r}; call it in the body and pass its value in"

@@ -1,0 +1,153 @@
+"""Failures as data: a bounded record of an exception, and the exception a record comes back as.
+
+Live and replayed code meet the same exception because both are rebuilt from the record.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from zart.codec import PLAIN
+from zart.errors import RetryExhausted, SerializationError, StepFailed, StepTimedOut
+from zart.model import Outcome
+
+# Enough to recognise a failure; a 10 MB message must not become a 10 MB row.
+MAX_MESSAGE_CHARACTERS = 4_000
+MAX_TRACEBACK_CHARACTERS = 8_000
+MAX_CAUSES = 5
+
+Record = dict[str, Any]
+
+
+def type_name(kind: type[BaseException]) -> str:
+    """Qualified name, without the module for built-in exceptions."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def describe(error: BaseException) -> Record:
+    """A bounded JSON record of any exception, whatever its `__str__` does."""
+    record: Record = {"type": storable(type_name(type(error)), 300), "message": _message(error)}
+    if trace := _traceback(error):
+        record["traceback"] = trace
+    if causes := [f"{type_name(type(cause))}: {_message(cause)[:500]}" for cause in _causes(error)]:
+        record["causes"] = causes
+    return record
+
+
+def step_failure(error: BaseException, kind: str, attempts: int) -> Record:
+    """The record of a step that ended in failure: `kind` is failed, exhausted, timed_out or serialization."""
+    record = describe(error)
+    record["kind"], record["attempts"] = kind, attempts
+    if isinstance(error, SerializationError):
+        record["path"], record["message"] = error.path, storable(error.reason, MAX_MESSAGE_CHARACTERS)
+    return record
+
+
+def declared_failure(error: Exception, attempts: int) -> Record:
+    """The record of a declared (`raises=`) error: its class, `args` and `__dict__`.
+
+    Raises:
+        SerializationError: they are no plain JSON values.
+    """
+    state = {"args": list(error.args), "state": dict(error.__dict__)}
+    PLAIN.encode(state)
+    return {**describe(error), **state, "kind": "declared", "attempts": attempts}
+
+
+def encode(record: Record) -> bytes:
+    """The record as JSON bytes."""
+    return orjson.dumps(record)
+
+
+def decode(text: str) -> Record:
+    """The record of a stored error."""
+    record: Record = orjson.loads(text)
+    return record
+
+
+def outcome_of(record: Record) -> Outcome:
+    """The journal status that goes with a record."""
+    kind = record["kind"]
+    if kind == "declared":
+        return Outcome.DECLARED
+    return Outcome.TIMED_OUT if kind == "timed_out" else Outcome.FAILED
+
+
+def rebuild(record: Record, step: str, raises: tuple[type[Exception], ...]) -> Exception:
+    """The exception that a stored step failure comes back as."""
+    kind, attempts = record.get("kind", "failed"), record.get("attempts", 1)
+    if kind == "declared" and (found := _declared_type(record["type"], raises)):
+        error = found.__new__(found)
+        error.args = tuple(record["args"])
+        error.__dict__.update(record["state"])
+        return error
+    if kind == "serialization":
+        return SerializationError(record["message"], path=record.get("path", "$"), step=step, attempts=attempts)
+    made = {"exhausted": RetryExhausted, "timed_out": StepTimedOut}.get(kind, StepFailed)
+    return made(
+        record["message"],
+        step=step,
+        type_name=record["type"],
+        traceback_text=record.get("traceback", ""),
+        attempts=attempts,
+    )
+
+
+def execution_failure(error: BaseException) -> Record:
+    """The record of a body that ended in failure."""
+    record = describe(error)
+    if isinstance(error, StepFailed):
+        record["kind"], record["step"], record["attempts"] = "step_failed", error.step, error.attempts
+        if error.traceback_text:
+            record["traceback"] = error.traceback_text
+    else:
+        record["kind"] = "body_failed"
+    return record
+
+
+def storable(text: str, limit: int) -> str:
+    """Text that JSON and PostgreSQL take: no NUL, no lone surrogate, at most `limit` characters."""
+    if len(text) > limit:
+        text = f"{text[:limit]}... ({len(text)} characters)"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _declared_type(name: str, raises: tuple[type[Exception], ...]) -> type[Exception] | None:
+    """The declared type of this name, else a subclass of one, else the first declared: never an import."""
+    return next((found for found in _with_subclasses(raises) if type_name(found) == name), raises[0] if raises else None)
+
+
+def _with_subclasses(types: tuple[type[Exception], ...]) -> Iterator[type[Exception]]:
+    yield from types
+    for declared in types:
+        yield from _with_subclasses(tuple(declared.__subclasses__()))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return storable(str(error), MAX_MESSAGE_CHARACTERS)
+    except Exception as broken:
+        return f"(its text cannot be read: {type_name(type(broken))})"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        lines = traceback.format_tb(error.__traceback__)
+    except Exception:
+        return ""
+    text = storable("".join(lines), 20 * MAX_TRACEBACK_CHARACTERS)
+    return text if len(text) <= MAX_TRACEBACK_CHARACTERS else "...\n" + text[-MAX_TRACEBACK_CHARACTERS:]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen = 0
+    while seen < MAX_CAUSES:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None:
+            return
+        yield cause
+        error, seen = cause, seen + 1

@@ -1,0 +1,367 @@
+"""One worker process: claims executions, runs their bodies, sends what they want stored. Reads in the order of life.
+
+    open -> [ claim and commit in one tick -> load what was claimed -> run bodies ] ... -> drain -> close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from zart.config import WorkerConfig
+from zart.engine import failure
+from zart.engine.batch import Batch
+from zart.engine.replay import History, histories_of
+from zart.engine.resolve import Resolver
+from zart.engine.session import Held, Session
+from zart.engine.signals import Stop
+from zart.engine.spec import DurableSpec
+from zart.engine.ticker import TickAnswer, Ticker
+from zart.engine.turn import Turn
+from zart.errors import SerializationError
+from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
+from zart.model import StoredStatus, Verb
+from zart.postgres.sqlstate import Fault, classify
+from zart.store import journal, queue, workers
+
+log = logging.getLogger("zart.engine")
+
+BEAT = 0.1
+LOOK_EVERY = 2  # beats
+LOOK_AT_TURNS_OLDER_THAN = 0.5
+LOAD_ROWS = 500
+LOAD_HISTORIES = 64
+
+
+class WorkerLoop:
+    """The engine of one worker. It never polls: `wake` tells it that there may be work.
+
+    Args:
+        dsn, schema: the database.
+        registry: durable functions by task name; only these are claimed.
+        config: slots, durations, limits.
+        place: where it counts, and shows how it is.
+        worker_id: its first identity.
+        host: name shown to operators, the machine's own by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        schema: str,
+        registry: Mapping[str, DurableSpec],
+        config: WorkerConfig,
+        place: Place,
+        worker_id: int,
+        host: str | None = None,
+    ) -> None:
+        self.registry, self.config, self.place = registry, config, place
+        self.grace, self.max_result_bytes = config.grace_seconds, config.max_result_bytes
+        self.turns: dict[int, Turn] = {}
+        self._session = Session(
+            dsn=dsn,
+            schema=schema,
+            config=config,
+            place=place,
+            worker_id=worker_id,
+            task_names=sorted(registry),
+            host=host,
+        )
+        self._loading: list[Turn] = []
+        self._questions: list[asyncio.Future[datetime]] = []
+        self._sleeper: asyncio.Future[None] | None = None
+        self._hungry: set[int] = set()
+        self._apart: set[int] = set()
+        self._alone: Turn | None = None
+        self._lanes: list[int] = []
+        self._lanes_read_at = float("-inf")
+        self._bucket = 0
+        self._signals_left: set[int] = set()
+        self._lease_due = False
+        self._turn_about = 0
+        self._look_due = False
+        self._draining = self._running = False
+
+    # -- open
+
+    async def run(self) -> None:
+        """Register, then work until `stop()` was called and everything is handed back or done.
+
+        Raises:
+            DatabaseError: the database cannot serve this worker.
+        """
+        self._loop = asyncio.get_running_loop()
+        await self._session.open()
+        self._running = True
+        self.rows = Ticker(self._session, self.place, self._kick)
+        self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
+        self.wake()
+        beat = self._loop.create_task(self._beat())
+        try:
+            await self._cycle()
+        finally:
+            beat.cancel()
+            for turn in list(self.turns.values()):
+                turn.lose()
+            await self._session.close()
+
+    def wake(self) -> None:
+        """There may be work: look for it in every bucket."""
+        self._hungry.update(range(self._session.buckets))
+        self._apart.update(self._hungry)
+        self._kick()
+
+    def stop(self) -> None:
+        """Claim nothing more, hand back what has not begun, let running steps end; `run` returns when all is settled."""
+        if self._draining:
+            return
+        self._draining = True
+        self.place.draining = 1
+        for turn in list(self.turns.values()):
+            turn.hand_back()
+        if self._running:
+            self._loop.call_later(self.config.shutdown_seconds, self._stop_now)
+        self._kick()
+
+    def _stop_now(self) -> None:
+        for turn in list(self.turns.values()):
+            turn.interrupt(Stop.HAND_BACK)
+
+    # -- work
+
+    async def _cycle(self) -> None:
+        while True:
+            if not self._has_work():
+                if self._draining and not self.turns:
+                    return
+                await self._sleep()
+            await asyncio.sleep(0)  # whatever is ready to run goes into this tick
+            try:
+                await self._tick()
+                await self._load()
+                await self._between_ticks()
+            except Exception as error:
+                if classify(error) is not Fault.LOST:
+                    raise
+                await self._resolver.renew(Batch(0))
+
+    def _has_work(self) -> bool:
+        waiting = self._loading or self._questions or self._look_due or self._lease_due or self._signals_left
+        return bool(waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
+
+    async def _sleep(self) -> None:
+        self._sleeper = self._loop.create_future()
+        self.place.idle = int(not self.turns)
+        try:
+            await self._sleeper
+        finally:
+            self._sleeper = None
+            self.place.idle = 0
+
+    def _kick(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    async def _tick(self) -> None:
+        """One tick of one bucket: what waits there, and claims for the slots that are or become free."""
+        waiting, wanted = self.rows.buckets_waiting(), self._wanted_bucket()
+        if wanted is None and not waiting:
+            return
+        bucket = self._next_bucket(waiting, wanted)
+        batch = self.rows.take(bucket)
+        free = self._free_slots(batch) if bucket in self._hungry else 0
+        if free:
+            await self._refresh_lanes()
+        answer = await self._resolver.commit(batch, self._lanes if free else [], free)
+        if answer.fenced:
+            return
+        self._accept(bucket, answer, free)
+        if free and not answer.claims and not self.turns and bucket in self._apart:
+            await self._claim_apart(bucket)
+
+    def _accept(self, bucket: int, answer: TickAnswer, free: int) -> None:
+        if free and len(answer.claims) < free and answer.lease_live:
+            self._hungry.discard(bucket)
+        if free and not answer.lease_live:
+            self._lease_due = True
+        if answer.signals_left:
+            self._signals_left.add(bucket)
+        place = self.place
+        for claim in answer.claims:
+            place.observe(CLAIM_LATENCY, claim.waited)
+            self._hold(Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes))
+            if claim.epoch > 1:
+                place.words[CRASH_RESUMED] += 1
+        place.words[EXECUTIONS_CLAIMED] += len(answer.claims)
+
+    async def _claim_apart(self, bucket: int) -> None:
+        """Executions set apart after a crash run only in a worker that holds nothing else, one at a time."""
+        self._apart.discard(bucket)
+        answer = await self._resolver.commit(Batch(bucket), [-lane for lane in self._lanes], 1)
+        self._accept(bucket, answer, 0)
+        if answer.claims:
+            self._alone = self.turns[answer.claims[0].id]
+            self._apart.add(bucket)
+
+    def _hold(self, turn: Turn) -> None:
+        before = self.turns.get(turn.id)
+        if before is not None:
+            self._resolver.lose(before)
+        self.turns[turn.id] = turn
+        self._loading.append(turn)
+
+    def _adopt(self, claims: Sequence[Held]) -> None:
+        """Claims that a tick without an answer made: run them as resumed ones."""
+        for claim in claims:
+            self._hold(Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True))
+
+    # -- where to claim
+
+    def _free_slots(self, batch: Batch) -> int:
+        """Slots worth a claim: not a few while many are busy, so that claims stay batched."""
+        if self._draining or (self._alone is not None and self.turns.get(self._alone.id) is self._alone):
+            return 0
+        slots = self.config.max_concurrent_tasks
+        free = slots - len(self.turns) + batch.ending()
+        return free if free >= max(1, slots // 8) else 0
+
+    def _wanted_bucket(self) -> int | None:
+        """A bucket to claim from: the last one for as long as it gives, then the next."""
+        if not self._hungry or not self._free_slots(Batch(0)):
+            return None
+        if self._bucket not in self._hungry:
+            self._bucket = min(self._hungry, key=lambda bucket: (bucket - self._bucket) % self._session.buckets)
+        return self._bucket
+
+    def _next_bucket(self, waiting: Sequence[int], wanted: int | None) -> int:
+        if wanted is not None and (wanted in waiting or not waiting):
+            return wanted
+        self._turn_about = (self._turn_about + 1) % (len(waiting) + (wanted is not None))
+        return waiting[self._turn_about] if self._turn_about < len(waiting) else wanted or 0
+
+    async def _refresh_lanes(self) -> None:
+        """A start in a queue that nobody used before makes a lane: look for those once per poll interval."""
+        if self._loop.time() - self._lanes_read_at >= self.config.poll_seconds:
+            session = self._session
+            queues = None if self.config.queues is None else list(self.config.queues)
+            self._lanes = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
+            self._lanes_read_at = self._loop.time()
+        elif len(self._lanes) > 1:
+            self._lanes = self._lanes[1:] + self._lanes[:1]
+
+    # -- what was claimed
+
+    async def _load(self) -> None:
+        while self._loading:
+            bucket = self._loading[0].bucket
+            turns = [turn for turn in self._loading if turn.bucket == bucket][:LOAD_ROWS]
+            session = self._session
+            rows = await queue.load_claims(session.connection, session.schema, bucket, [turn.id for turn in turns])
+            histories = await self._histories(bucket, [turn for turn in turns if turn.is_resumed()])
+            begun = set(turns)
+            self._loading = [turn for turn in self._loading if turn not in begun]
+            records = {row["id"]: row for row in rows}
+            for turn in turns:
+                if not turn.ended and turn.id in records:
+                    self._begin(turn, records[turn.id], histories.get(turn.id))
+
+    async def _histories(self, bucket: int, turns: Sequence[Turn]) -> dict[int, History]:
+        session, found = self._session, dict[int, History]()
+        for first in range(0, len(turns), LOAD_HISTORIES):
+            part = turns[first : first + LOAD_HISTORIES]
+            ids, runs = [turn.id for turn in part], [turn.run for turn in part]
+            rows = await queue.load_journal(
+                session.connection, session.schema, bucket, ids, runs, session.worker_id
+            )
+            found.update(histories_of(rows, self._loop.time()))
+        return found
+
+    def _begin(self, turn: Turn, row: Any, history: History | None) -> None:
+        """Start the body, unless there is no time or its input cannot be read."""
+        if self._draining:
+            turn.close()
+            return self.rows.end(turn, Verb.PUT_OFF, due=0.0)
+        spec = self.registry[row["task_name"]]
+        if history is not None:
+            turn.history, turn.seen = history, history.wakes
+        deadline_in: float | None = row["deadline_in"]
+        if deadline_in is None and spec.timeout is not None:
+            deadline_in = spec.timeout - row["age"]
+        try:
+            data = spec.input_codec.decode(row["input"] or "null") if spec.takes_data else None
+        except SerializationError as error:
+            turn.close()
+            record = failure.encode({**failure.describe(error), "kind": "input_refused"})
+            return self.rows.end(turn, Verb.FINISH, status=StoredStatus.FAILED, error=record)
+        return turn.begin(spec, row["execution_id"], data, row["attempt"], deadline_in, self._loop)
+
+    async def database_time(self) -> datetime:
+        """Host.database_time."""
+        answer: asyncio.Future[datetime] = self._loop.create_future()
+        self._questions.append(answer)
+        self._kick()
+        return await answer
+
+    # -- between ticks
+
+    async def _between_ticks(self) -> None:
+        if self._questions:
+            await self._tell_time()
+        if self._lease_due:
+            await self._renew_own_lease()
+        if self._signals_left:
+            await self._deliver_signals()
+        if self._look_due:
+            self._look_due = False
+            await self._look()
+
+    async def _tell_time(self) -> None:
+        moment: datetime = await self._session.connection.fetchval("select clock_timestamp()")
+        questions, self._questions = self._questions, []
+        for question in questions:
+            if not question.done():
+                question.set_result(moment)
+
+    async def _renew_own_lease(self) -> None:
+        """Its supervisor is late: a worker whose loop runs may say so itself."""
+        session, self._lease_due = self._session, False
+        for bucket in range(session.buckets):
+            await workers.renew_leases(
+                session.connection, session.schema, bucket, [session.worker_id], self.config.lease_seconds
+            )
+
+    async def _deliver_signals(self) -> None:
+        session, buckets = self._session, self._signals_left
+        self._signals_left = set()
+        for bucket in buckets:
+            await journal.deliver_signals(session.connection, session.schema, bucket)
+
+    async def _look(self) -> None:
+        """Turns that have gone on for a while hear here that they were cancelled."""
+        session, before = self._session, self._loop.time() - LOOK_AT_TURNS_OLDER_THAN
+        for bucket in range(session.buckets):
+            old = [t for t in self.turns.values() if t.bucket == bucket and t.main is not None and t.began < before]
+            if not old:
+                continue
+            ids, epochs = [turn.id for turn in old], [turn.epoch for turn in old]
+            held = await queue.still_held(
+                session.connection, session.schema, bucket, session.worker_id, ids, epochs
+            )
+            for turn in old:
+                if (turn.id, turn.epoch) not in held and not turn.ended:
+                    self._resolver.lose(turn)
+
+    async def _beat(self) -> None:
+        beats = 0
+        while True:
+            await asyncio.sleep(BEAT)
+            beats += 1
+            self.place.loop_count += 1
+            self.place.held = len(self.turns)
+            if beats % LOOK_EVERY == 0 and self.turns:
+                self._look_due = True
+                self._kick()

@@ -1,0 +1,238 @@
+"""Makes every tick's outcome known: stored, refused, to be sent again, or lost. Rules R1, R2, R4 of the protocol.
+
+    answered, all counted     done
+    answered, some missing    read back who won, and whether the claim still stands
+    refused (a value)         halve the batch by execution until the guilty one is alone; only it fails
+    refused (others' doing)   nothing was written: send it again
+    no answer                 a fresh identity takes over the old one; its answer is the truth
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from zart.engine.batch import Batch, CheckpointRow, VerbRow
+from zart.engine.replay import checkpoint_of
+from zart.engine.session import Held, Session
+from zart.engine.ticker import TickAnswer, Ticker
+from zart.engine.turn import Turn
+from zart.metrics import CLAIMS_LOST, DATABASE_ERRORS, EXECUTIONS_COMPLETED, EXECUTIONS_FAILED, EXECUTIONS_PUT_OFF, PARKED
+from zart.model import Kind, StoredStatus, Verb
+from zart.postgres.sqlstate import Fault, classify
+from zart.store import queue
+
+log = logging.getLogger("zart.engine")
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.01, 1.0
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Sends batches and settles what became of them.
+
+    `turns` are the turns this worker holds, by id; `adopt` takes in claims that the database says are held here.
+    """
+
+    session: Session
+    ticker: Ticker
+    turns: dict[int, Turn]
+    adopt: Callable[[Sequence[Held]], None]
+
+    async def commit(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer:
+        """Send one tick until its outcome is known.
+
+        Raises:
+            asyncpg.PostgresError: the statement itself is wrong for this database; no retry would help.
+        """
+        backoff = FIRST_BACKOFF
+        while True:
+            try:
+                answer = await self.ticker.send(batch, lanes, limit)
+                if not answer.fenced:
+                    await self._settle(batch, answer)
+            except Exception as error:
+                fault = self._note(error)
+                if fault is Fault.BUG:
+                    raise
+                if fault is Fault.LOST:
+                    await self.renew(batch)
+                    return TickAnswer()
+                if fault is Fault.DATA:
+                    await self._halve(batch, error)
+                    return TickAnswer()
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, LAST_BACKOFF)
+            else:
+                if answer.fenced:
+                    log.warning("worker %d was taken over; all its turns are dropped", self.session.worker_id)
+                    await self.renew(Batch(batch.bucket))
+                return answer
+
+    async def renew(self, batch: Batch) -> None:
+        """Find out what became of a tick without an answer, and of all claims, under a new identity."""
+        log.warning("worker %d lost its connection", self.session.worker_id)
+        while True:
+            held = await self.session.renew()
+            try:
+                await self._compare(batch, held)
+            except Exception as error:
+                if self._note(error) is not Fault.LOST:
+                    raise
+            else:
+                return
+
+    # -- an answered tick
+
+    async def _settle(self, batch: Batch, answer: TickAnswer) -> None:
+        if answer.checkpointed == len(batch.checkpoints):
+            for row in batch.checkpoints:
+                if not row.stored.done():
+                    row.stored.set_result(None)
+        else:
+            await self._read_back(batch.bucket, batch.checkpoints, answered=True)
+        if answer.applied == len(batch.verbs):
+            for verb in batch.verbs:
+                self._applied(verb)
+        else:
+            await self._sort_verbs(batch, set(answer.applied_ids or ()))
+
+    async def _sort_verbs(self, batch: Batch, applied: set[int]) -> None:
+        """A verb that was not applied: its row was busy (send it again), or the claim is gone."""
+        missed = [row for row in batch.verbs if row.id not in applied]
+        held = await self._still_held(batch.bucket, missed)
+        for row in batch.verbs:
+            if row.id in applied:
+                self._applied(row)
+            elif (row.id, row.epoch) not in held:
+                self.lose(row.turn)
+        self.ticker.put_back(Batch(batch.bucket, [], [row for row in missed if (row.id, row.epoch) in held]))
+
+    async def _read_back(self, bucket: int, rows: Sequence[CheckpointRow], *, answered: bool) -> None:
+        """Give each row the checkpoint that stands in its place; send again what is not stored."""
+        rows = [row for row in rows if not row.stored.done()]
+        held = await self._still_held(bucket, rows)
+        found = {
+            (stored["id"], stored["run"], stored["step_key"]): stored
+            for stored in await queue.read_checkpoints(
+                self.session.connection,
+                self.session.schema,
+                bucket,
+                [row.id for row in rows],
+                [row.turn.run for row in rows],
+                [row.key for row in rows],
+            )
+        }
+        again = Batch(bucket)
+        for row in rows:
+            stored = found.get((row.id, row.turn.run, row.key))
+            if row.stored.done():
+                continue
+            if (row.id, row.epoch) not in held:
+                self.lose(row.turn)
+            elif row.kind == Kind.ATTEMPT and answered:
+                row.stored.set_result(None)
+            elif row.kind == Kind.ATTEMPT or stored is None:
+                again.add_checkpoint(row)
+            else:
+                row.stored.set_result(None if stored["epoch"] == row.epoch else checkpoint_of(stored))
+        self.ticker.put_back(again)
+
+    async def _still_held(self, bucket: int, rows: Sequence[CheckpointRow | VerbRow]) -> set[tuple[int, int]]:
+        session = self.session
+        return await queue.still_held(
+            session.connection,
+            session.schema,
+            bucket,
+            session.worker_id,
+            [row.id for row in rows],
+            [row.epoch for row in rows],
+        )
+
+    def _applied(self, row: VerbRow) -> None:
+        if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:
+            return
+        del self.turns[row.id]
+        words = self.session.place.words
+        if row.verb == Verb.FINISH:
+            words[EXECUTIONS_COMPLETED if row.status == StoredStatus.COMPLETED else EXECUTIONS_FAILED] += 1
+        else:
+            words[PARKED if row.verb == Verb.PARK else EXECUTIONS_PUT_OFF] += 1
+
+    def lose(self, turn: Turn) -> None:
+        """The claim is gone: cancelled, or taken over. Whatever the body still does is not recorded."""
+        if self.turns.get(turn.id) is turn:
+            del self.turns[turn.id]
+            self.session.place.words[CLAIMS_LOST] += 1
+        turn.lose()
+
+    # -- a refused tick
+
+    async def _halve(self, batch: Batch, error: Exception) -> None:
+        turns = batch.turns()
+        if len(turns) > 1:
+            half = len(turns) // 2
+            for part in (turns[:half], turns[half:]):
+                await self.commit(batch.only(part), [], 0)
+        elif turns:
+            turns[0].refuse(_refusal(batch, error))
+
+    # -- a tick without an answer
+
+    async def _compare(self, batch: Batch, held: Sequence[Held]) -> None:
+        """Sort every turn by what the database says of its claim."""
+        mine = {(claim.id, claim.epoch) for claim in held}
+        gone = [turn for turn in self.turns.values() if (turn.id, turn.epoch) not in mine]
+        endings = {row.turn: row for row in batch.verbs if row.verb != Verb.HOLD}
+        finished = await self._finished(batch.bucket, [endings[turn] for turn in gone if turn in endings])
+        for turn in gone:
+            ending = endings.get(turn)
+            if ending is not None and (ending.verb != Verb.FINISH or turn.id in finished):
+                self._applied(ending)
+            else:
+                self.lose(turn)
+        await self._read_back(batch.bucket, batch.checkpoints, answered=False)
+        self.ticker.put_back(
+            Batch(batch.bucket, [], [row for row in batch.verbs if self.turns.get(row.id) is row.turn])
+        )
+        known = {(turn.id, turn.epoch) for turn in self.turns.values()}
+        self.adopt([claim for claim in held if (claim.id, claim.epoch) not in known])
+
+    async def _finished(self, bucket: int, endings: Sequence[VerbRow]) -> set[int]:
+        """Executions whose stored ending is the one sent here: it carries this turn's epoch."""
+        finish = {row.id: row for row in endings if row.verb == Verb.FINISH}
+        if not finish:
+            return set()
+        rows = await queue.read_endings(self.session.connection, self.session.schema, bucket, list(finish))
+        return {
+            row["id"]
+            for row in rows
+            if row["status"] == finish[row["id"]].status
+            and row["epoch"] == finish[row["id"]].epoch
+            and row["run"] == finish[row["id"]].turn.run
+        }
+
+    def _note(self, error: Exception) -> Fault:
+        self.session.place.add(DATABASE_ERRORS)
+        fault = classify(error)
+        state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else type(error).__name__
+        log.warning("a tick failed (%s, %s)", fault.value, state)
+        return fault
+
+
+def _refusal(batch: Batch, error: Exception) -> dict[str, object]:
+    """Which value was refused and why, without the driver's text: that may quote the value."""
+    names = sorted({row.name for row in batch.checkpoints})
+    what = f"the result of step {names[0]!r}" if len(names) == 1 else f"a result of steps {names[:5]}"
+    state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else "not encodable"
+    return {
+        "kind": "refused",
+        "type": "SerializationError",
+        "message": f"PostgreSQL refused {what if names else 'the result'} (SQLSTATE {state}); return a smaller or simpler value",
+        "step": names[0] if len(names) == 1 else None,
+    }
+

@@ -1,0 +1,49 @@
+"""Where user code is running: in a body (a turn), in a step (an attempt), or in neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Protocol
+
+from zart.codec import Codec
+from zart.engine.spec import StepInvocation
+from zart.errors import NotInExecution
+from zart.model import ExecutionInfo
+
+
+class Scope(Protocol):
+    """What the free functions of flow.py call. A turn implements it; inside a step, the attempt does."""
+
+    async def run_step(self, call: StepInvocation) -> Any:
+        """Run the step, or replay its checkpoint; raise what the step's failure comes back as."""
+        ...
+
+    async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
+        """Keep the value of a pure synchronous function."""
+        ...
+
+    async def now(self, name: str) -> datetime:
+        """Keep the database's UTC time."""
+        ...
+
+    def info(self) -> ExecutionInfo: ...
+
+
+current_scope: ContextVar[Scope | None] = ContextVar("zart_scope", default=None)
+
+
+def require_scope(what: str) -> Scope:
+    """The scope this code runs in.
+
+    Raises:
+        NotInExecution: it runs in none.
+    """
+    scope = current_scope.get()
+    if scope is None:
+        raise NotInExecution(
+            f"{what} was called outside an execution; call it in the body of a @zart_durable function"
+            " that a worker runs (zart.testing runs one without a database)"
+        )
+    return scope

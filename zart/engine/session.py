@@ -1,0 +1,159 @@
+"""A worker's one held connection, and its identity: the id under which it is registered and holds claims.
+
+A lost connection ends the identity. What the old one really holds is asked for under the new id, which is the only way
+to know whether a tick that got no answer was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from zart.config import WorkerConfig
+from zart.errors import DatabaseUnreachable
+from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
+from zart.postgres.connection import connect
+from zart.store import workers
+from zart.store.migrate import check_schema
+
+log = logging.getLogger("zart.engine")
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim as the database has it."""
+
+    bucket: int
+    id: int
+    run: int
+    epoch: int
+    wakes: int
+    done: int
+
+
+def new_worker_id() -> int:
+    """63 random bits, never 0; not a sequence, because a failover gives sequence numbers out again."""
+    return secrets.randbits(63) or 1
+
+
+class Session:
+    """The connection and the identity.
+
+    Attributes:
+        connection: for ticks and the few statements between them; one at a time.
+        worker_id: the identity now.
+        buckets: how many buckets the schema has.
+    """
+
+    connection: asyncpg.Connection
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        schema: str,
+        config: WorkerConfig,
+        place: Place,
+        worker_id: int,
+        task_names: Sequence[str],
+        host: str | None = None,
+    ) -> None:
+        self.dsn, self.schema, self.config, self.place = dsn, schema, config, place
+        self.worker_id, self.task_names = worker_id, list(task_names)
+        self.host = host or socket.gethostname()
+        self.buckets = 1
+
+    async def open(self) -> None:
+        """Connect, check the schema, register in every bucket.
+
+        Raises:
+            DatabaseError: the database cannot serve this worker.
+        """
+        await self._connect()
+        self.place.worker_id = self.worker_id
+        await self._register([workers.NOBODY])
+
+    async def renew(self) -> list[Held]:
+        """A fresh connection under a new identity, however long it takes; what the old one holds comes along."""
+        previous, backoff = [self.worker_id], FIRST_BACKOFF
+        self.connection.terminate()
+        while True:
+            self.place.previous_id, self.worker_id = previous[0], new_worker_id()
+            self.place.worker_id = self.worker_id
+            try:
+                await self._connect()
+                held = await self._register(previous)
+            except (DatabaseUnreachable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                self.place.add(DATABASE_ERRORS)
+                log.warning("worker cannot register yet, next try in %.2f s: %s", backoff, error)
+                self.connection.terminate()
+                previous.append(self.worker_id)
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, LAST_BACKOFF)
+            else:
+                self.place.previous_id = workers.NOBODY
+                self.place.add(RECONNECTS)
+                return held
+
+    async def close(self) -> None:
+        """Forget the identity, if it holds nothing, and close."""
+        try:
+            async with asyncio.timeout(2):
+                for bucket in range(self.buckets):
+                    await workers.take_over_worker(
+                        self.connection, self.schema, bucket, self.worker_id, proof=True, blame=[]
+                    )
+                await self.connection.close()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            self.connection.terminate()
+
+    async def _connect(self) -> None:
+        connection = await connect(self.dsn, application_name="zart worker", timeout=10.0)
+        try:
+            async with asyncio.timeout(10):
+                self.buckets = (await check_schema(connection, self.schema)).buckets
+        except BaseException:
+            connection.terminate()
+            raise
+        self.connection = connection
+
+    async def _register(self, previous: Sequence[int]) -> list[Held]:
+        """Register in every bucket, as the heir of earlier identities. The answer is all that is held."""
+        held: dict[tuple[int, int], Held] = {}
+        async with asyncio.timeout(30):
+            for bucket in range(self.buckets):
+                for old in previous:
+                    for claim in await self._take_from(bucket, old):
+                        held[bucket, claim.id] = claim
+        self.place.ready = 1
+        return list(held.values())
+
+    async def _take_from(self, bucket: int, old: int) -> list[Held]:
+        """The claims of an earlier identity. A backend that still sits on its fence is ended."""
+        while True:
+            try:
+                rows = await workers.reregister(
+                    self.connection,
+                    self.schema,
+                    bucket,
+                    old,
+                    self.worker_id,
+                    lease=self.config.lease_seconds,
+                    host=self.host,
+                    pid=os.getpid(),
+                    task_names=self.task_names,
+                    queues=self.config.queues,
+                )
+            except asyncpg.LockNotAvailableError:
+                await workers.evict_backend(self.connection, self.schema, bucket, old)
+            else:
+                return [Held(bucket, row["id"], row["run"], row["epoch"], row["wakes"], row["done"]) for row in rows]

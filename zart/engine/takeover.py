@@ -1,0 +1,80 @@
+"""Freeing what a worker held that is gone: never waits, and goes on until nothing names the worker any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from zart.log import fields, logger
+from zart.postgres.connection import Connection
+from zart.store import workers
+
+EVICT_AFTER: Final = 2.0
+"""A worker whose last tick has been open for so long does not read its answer; its session is ended."""
+_FIRST_PAUSE: Final = 0.02
+_MAX_PAUSE: Final = 1.0
+
+_log = logger("takeover")
+
+
+@dataclass(slots=True)
+class Takeover:
+    """One worker in one bucket, on its way out.
+
+    Args:
+        proof: the worker's process is known to be dead; else its lease must have run out.
+        blame: executions whose code ran when it died; None when that is not known.
+        after: the takeover of the worker's former id, which comes first: only it can tell whether a change of identity
+            that was under way has brought claims to this one.
+
+    Attributes:
+        entered: the worker is marked dead, and can write nothing more.
+        done: nothing names the worker any more.
+        due: monotonic time of the next try.
+    """
+
+    bucket: int
+    worker_id: int
+    proof: bool
+    blame: Sequence[int] | None
+    after: Takeover | None = None
+    entered: bool = False
+    done: bool = False
+    due: float = 0.0
+    _pause: float = field(default=_FIRST_PAUSE, init=False)
+    _busy_since: float | None = field(default=None, init=False)
+
+    def is_due(self, now: float) -> bool:
+        """It may be tried now."""
+        return not self.done and now >= self.due and (self.after is None or self.after.entered)
+
+    async def advance(self, connection: Connection, schema: str, now: float) -> int:
+        """Try once; give how many claims were freed. Until `done`, it is to be tried again from `due` on."""
+        answer = await workers.take_over_worker(
+            connection, schema, self.bucket, self.worker_id, proof=self.proof, blame=self.blame
+        )
+        self.done = answer.gone
+        if not answer.busy:
+            self.entered, self._busy_since = True, None
+        elif self._busy_since is None:
+            self._busy_since = now
+        elif now - self._busy_since >= EVICT_AFTER:
+            await self._end_stalemate(connection, schema)
+            self._busy_since = now
+        self.due = now + self._pause
+        self._pause = min(self._pause * 2, _MAX_PAUSE)
+        freed = len(answer.freed)
+        if freed:
+            _log.info("took over %d executions of worker %d", freed, self.worker_id, extra=fields(worker=self.worker_id))
+        return freed
+
+    async def _end_stalemate(self, connection: Connection, schema: str) -> None:
+        """The worker row stays locked. A lease that lives again ends the takeover, else the worker's session ends."""
+        if not self.proof:
+            expired = await workers.expired_workers(connection, schema, [self.bucket])
+            if self.worker_id not in {worker.id for worker in expired}:
+                self.done = True
+                return
+        _log.warning("the session of worker %d is ended: its last tick stays open", self.worker_id)
+        await workers.evict_backend(connection, schema, self.bucket, self.worker_id)

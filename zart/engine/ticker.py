@@ -1,0 +1,176 @@
+"""Group commit: gathers what turns want stored and sends it in ticks, one at a time, on the held connection.
+
+There is no timer: while a tick is in flight, bodies go on and fill the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic_ns, perf_counter
+from typing import Any
+
+from zart.engine.batch import NEVER, Batch, CheckpointRow, VerbRow
+from zart.engine.replay import Checkpoint
+from zart.engine.session import Session
+from zart.engine.turn import Turn
+from zart.metrics import TICK_DURATION, TICK_ROWS, TICKS, Place
+from zart.model import Verb
+from zart.store.statements import statement
+
+log = logging.getLogger("zart.engine")
+
+# A tick takes milliseconds; one that takes this long is on a connection that is gone.
+TICK_DEADLINE = 30.0
+
+_new_row = tuple.__new__
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A claim that a tick made."""
+
+    id: int
+    run: int
+    epoch: int
+    wakes: int
+    done: int
+    crashes: int
+    waited: float
+
+
+@dataclass(slots=True)
+class TickAnswer:
+    """What a tick said. `fenced`: this identity was taken over and nothing was written."""
+
+    fenced: bool = False
+    lease_live: bool = True
+    checkpointed: int = 0
+    applied: int = 0
+    applied_ids: list[int] | None = None
+    signals_left: int = 0
+    woken: list[int] = field(default_factory=list[int])
+    claims: list[Claimed] = field(default_factory=list[Claimed])
+
+
+class Ticker:
+    """The rows that wait for a tick, and the sending of one.
+
+    Args:
+        session: the connection and identity.
+        place: where ticks are counted.
+        kick: called when there is something to send.
+    """
+
+    def __init__(self, session: Session, place: Place, kick: Callable[[], None]) -> None:
+        self._session, self._place, self._kick = session, place, kick
+        self._sql = statement("tick", session.schema)
+        self._waiting: dict[int, Batch] = {}
+        self._loop = asyncio.get_running_loop()
+
+    # -- gathering
+
+    def checkpoint(
+        self,
+        turn: Turn,
+        key: int,
+        kind: int,
+        status: int,
+        attempts: int,
+        due: float | None,
+        seconds: float,
+        name: str,
+        result: bytes | None,
+        error: bytes | None,
+    ) -> asyncio.Future[Checkpoint | None]:
+        """RowSink.checkpoint."""
+        future: asyncio.Future[Checkpoint | None] = self._loop.create_future()
+        batch = self.waiting_for(turn.bucket)
+        batch.checkpoints.append(
+            _new_row(
+                CheckpointRow,
+                (turn, future, turn.id, turn.epoch, key, kind, status, attempts, due, seconds, name, result, error),
+            )
+        )
+        batch.bytes += len(result or error or b"")
+        self._kick()
+        return future
+
+    def end(
+        self,
+        turn: Turn,
+        verb: Verb,
+        *,
+        seen: int = 0,
+        done_at: int = NEVER,
+        due: float | None = None,
+        status: int = 0,
+        output: bytes | None = None,
+        error: bytes | None = None,
+    ) -> None:
+        """RowSink.end."""
+        row = VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due, status, output, error)
+        self.waiting_for(turn.bucket).add_verb(row)
+        self._kick()
+
+    def waiting_for(self, bucket: int) -> Batch:
+        """The rows of a bucket that wait for a tick."""
+        batch = self._waiting.get(bucket)
+        if batch is None:
+            batch = self._waiting[bucket] = Batch(bucket)
+        return batch
+
+    def put_back(self, batch: Batch) -> None:
+        """Send these rows again; those whose turn was dropped meanwhile are left out."""
+        waiting = self.waiting_for(batch.bucket)
+        for row in batch.checkpoints:
+            if not row.stored.done() and not row.turn.is_lost():
+                waiting.add_checkpoint(row)
+        for verb in batch.verbs:
+            if not verb.turn.is_lost():
+                waiting.add_verb(verb)
+
+    def take(self, bucket: int) -> Batch:
+        """Take out what the next tick of this bucket carries."""
+        return self.waiting_for(bucket).split()
+
+    def buckets_waiting(self) -> list[int]:
+        """Buckets with rows to send."""
+        return [bucket for bucket, batch in self._waiting.items() if len(batch)]
+
+    # -- sending
+
+    async def send(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer:
+        """One tick, one round trip. Errors are the driver's; what they mean is `resolve`'s business."""
+        began = perf_counter()
+        async with asyncio.timeout(TICK_DEADLINE):
+            rows: list[Any] = await self._session.connection.fetch(
+                self._sql, batch.bucket, self._session.worker_id, *batch.columns(), lanes, limit
+            )
+        place = self._place
+        place.observe(TICK_DURATION, perf_counter() - began)
+        place.last_tick_ns = monotonic_ns()
+        place.words[TICKS] += 1
+        place.words[TICK_ROWS] += len(batch)
+        return _read(rows)
+
+
+def _read(rows: list[Any]) -> TickAnswer:
+    answer = TickAnswer(fenced=True)
+    for row in rows:
+        what = row[0]
+        if what == "claim":
+            answer.claims.append(Claimed(row[1], row[2], row[3], row[4], row[5], row[6], row[7]))
+        elif what == "fence":
+            answer.fenced, answer.lease_live = False, row[8] == 1
+        elif what == "checkpointed":
+            answer.checkpointed = row[8]
+        elif what == "applied":
+            answer.applied, answer.applied_ids = row[8], row[9]
+        elif what == "later":
+            answer.signals_left = row[8]
+        elif what == "wake":
+            answer.woken = row[9]
+    return answer

@@ -1,0 +1,427 @@
+"""A body in flight: one pass of a durable function under one claim. No SQL.
+
+Everything a body does through zart passes here: it is answered from the history, or done and handed to the ticker.
+When the turn has to stop, every further zart call in it raises `Suspended` and records nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Protocol
+
+from zart.codec import Codec, codec_for, step_key
+from zart.engine import failure
+from zart.engine.attempt import StepRun
+from zart.engine.batch import NEVER
+from zart.engine.replay import Checkpoint, FailedTries, History
+from zart.engine.retry import delay_before_retry
+from zart.engine.scope import current_scope
+from zart.engine.signals import Stop, Suspended
+from zart.engine.spec import DurableSpec, StepInvocation
+from zart.errors import DuplicateStepName, NotInExecution, SerializationError
+from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED, Place
+from zart.model import ExecutionInfo, Kind, KeySpace, Outcome, StoredStatus, Verb
+
+log = logging.getLogger("zart.engine")
+
+# A body that swallows its cancellation is left to itself after this long; nothing it does is recorded any more.
+ABANDON_AFTER = 5.0
+
+_STEP_SPACE = int(KeySpace.STEP)
+_TIME_CODEC = codec_for(datetime, where="now()")
+
+
+class RowSink(Protocol):
+    """Where a turn's rows go: into the next tick."""
+
+    def checkpoint(
+        self,
+        turn: Turn,
+        key: int,
+        kind: int,
+        status: int,
+        attempts: int,
+        due: float | None,
+        seconds: float,
+        name: str,
+        result: bytes | None,
+        error: bytes | None,
+    ) -> asyncio.Future[Checkpoint | None]:
+        """Store a journal row."""
+        ...
+
+    def end(
+        self,
+        turn: Turn,
+        verb: Verb,
+        *,
+        seen: int = 0,
+        done_at: int = NEVER,
+        due: float | None = None,
+        status: int = 0,
+        output: bytes | None = None,
+        error: bytes | None = None,
+    ) -> None:
+        """End the turn."""
+        ...
+
+
+class Host(Protocol):
+    """What a turn needs of the worker that runs it."""
+
+    place: Place
+    grace: float
+    max_result_bytes: int
+
+    @property
+    def rows(self) -> RowSink: ...
+
+    async def database_time(self) -> datetime: ...
+
+
+class Turn:
+    """One turn. Made at the claim, begun when its input (and history, if any) is loaded.
+
+    Attributes:
+        id, run, epoch, bucket: the claim.
+        history: what the journal had; None for an execution that nobody ran before.
+        stop: why it has to stop, None while it may go on.
+        ended: its ending was sent, or its claim is gone.
+    """
+
+    __slots__ = (
+        "adopted", "attempt", "began", "bucket", "cut", "data", "deadline_at", "deadline_timer", "ended", "epoch", "execution_id", "history", "host",
+        "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec", "stop", "storing", "tasks", "waits", "wake_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, host: Host, claim_id: int, run: int, epoch: int, bucket: int, seen: int, *, adopted: bool = False
+    ) -> None:
+        self.host, self.id, self.run, self.epoch, self.bucket, self.seen = host, claim_id, run, epoch, bucket, seen
+        self.history: History | None = None
+        self.stop: Stop | None = None
+        self.refusal: failure.Record | None = None
+        self.ended = False
+        self.main: asyncio.Task[None] | None = None
+        self.names: set[int] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.storing: set[asyncio.Future[Checkpoint | None]] = set()
+        self.waits: dict[object, float] = {}
+        self.deadline_timer: asyncio.TimerHandle | None = None
+        self.deadline_at = self.wake_at = math.inf
+        self.cut = False
+        self.adopted = adopted
+        self.live = 0
+        self.began = 0.0
+
+    # -- life, in order
+
+    def begin(
+        self,
+        spec: DurableSpec,
+        execution_id: str,
+        data: Any,
+        attempt: int,
+        deadline_in: float | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Start the body in a task of its own."""
+        self.spec, self.execution_id, self.data, self.attempt, self.loop = spec, execution_id, data, attempt, loop
+        self.began = loop.time()
+        if deadline_in is not None:
+            self.deadline_at = self.began + deadline_in
+            self.deadline_timer = loop.call_later(max(0.0, deadline_in), self.interrupt, Stop.DEADLINE)
+        context = contextvars.copy_context()
+        context.run(current_scope.set, self)
+        self.main = loop.create_task(self._run(), context=context)
+
+    async def _run(self) -> None:
+        try:
+            value = await self.spec.invoke(self.data) if self.spec.takes_data else await self.spec.invoke(None)
+            if self.tasks:
+                await self._await_started()
+            output = b"null" if self.cut else self.check_size(self.spec.output_codec.encode(value))
+        except BaseException as error:
+            if self.tasks:
+                await self._cancel_started()
+            self._end(error, None)
+        else:
+            self._end(None, output)
+
+    async def _await_started(self) -> None:
+        """A body that returns waits for the steps it started and did not await; their failure is its own."""
+        while self.tasks:
+            for task in (await asyncio.wait(self.tasks))[0]:
+                self.tasks.discard(task)
+                task.result()
+
+    async def _cancel_started(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks, timeout=ABANDON_AFTER)
+
+    def _end(self, error: BaseException | None, output: bytes | None) -> None:
+        if self.ended:
+            return
+        self.close()
+        end = self.host.rows.end
+        if self.stop is not None and (self.cut or self.stop is not Stop.HAND_BACK):
+            self._end_stopped(self.stop)
+        elif error is None:
+            end(self, Verb.FINISH, status=StoredStatus.COMPLETED, output=output)
+        else:
+            record = failure.execution_failure(error)
+            delay = delay_before_retry(self.spec.retry, self.attempt, error)
+            if delay is not None:
+                end(self, Verb.RETRY, due=delay, error=failure.encode(record))
+            else:
+                end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+
+    def _end_stopped(self, stop: Stop) -> None:
+        end = self.host.rows.end
+        if stop is Stop.HAND_BACK:
+            end(self, Verb.PUT_OFF, due=0.0)
+        elif stop is Stop.PARK:
+            end(self, Verb.PARK, seen=self.seen, due=max(0.0, self.wake_at - self.loop.time()))
+        elif stop is Stop.DEADLINE:
+            record = {"kind": "deadline_exceeded", "type": "DeadlineExceeded", "message": "the execution's deadline passed"}
+            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+        elif stop is Stop.REFUSED:
+            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(self.refusal or {}))
+
+    def close(self) -> None:
+        """Nothing is recorded from here on."""
+        self.ended = True
+        if self.deadline_timer is not None:
+            self.deadline_timer.cancel()
+
+    # -- stopping
+
+    def hand_back(self) -> None:
+        """Let running steps end and be kept; begin nothing else. A body that only waits is suspended at once."""
+        if self.stop is None:
+            self.stop = Stop.HAND_BACK
+            if self.waits and self.is_only_waiting():
+                self._cancel()
+
+    def interrupt(self, stop: Stop) -> None:
+        """Cancel what runs; record none of it."""
+        if self.ended:
+            return
+        self.stop = stop
+        self.wake_at = min((*self.waits.values(), self.deadline_at))
+        self._cancel()
+
+    def lose(self) -> None:
+        """The claim is gone: whatever the body still does is not recorded."""
+        self.interrupt(Stop.LOST)
+        self.stop = Stop.LOST
+        self.close()
+
+    def refuse(self, record: failure.Record) -> None:
+        """PostgreSQL will not store a value of this turn: the execution fails with this record."""
+        if self.ended:
+            self.host.rows.end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+        else:
+            self.refusal = record
+            self.interrupt(Stop.REFUSED)
+
+    def _cancel(self) -> None:
+        self.cut = True
+        for task in self.tasks:
+            task.cancel()
+        if self.main is not None:
+            self.main.cancel()
+            self.loop.call_later(ABANDON_AFTER, self._abandon)
+
+    def _abandon(self) -> None:
+        if self.main is not None and not self.main.done() and not self.ended:
+            log.warning("execution %s does not stop when cancelled; it is left to itself", self.execution_id)
+            self._end(None, None)
+
+    def suspended(self) -> Suspended:
+        """The signal to raise; from now on the body did not run to its end, whatever it makes of the signal."""
+        self.cut = True
+        return Suspended()
+
+    def is_only_waiting(self) -> bool:
+        """True when all that the body does through zart is to wait for a time."""
+        return self.live == len(self.waits) and not self.storing
+
+    def is_lost(self) -> bool:
+        """True when the claim is gone."""
+        return self.stop is Stop.LOST
+
+    def is_resumed(self) -> bool:
+        """True when the journal may hold something of this run."""
+        return self.epoch > 1 or self.seen > 0 or self.adopted
+
+    def is_interrupted(self) -> bool:
+        """True when not even what is already running may be recorded."""
+        return self.ended or (self.stop is not None and self.stop is not Stop.HAND_BACK)
+
+    # -- what a body says
+
+    async def run_step(self, call: StepInvocation) -> Any:
+        """Scope.run_step."""
+        if self.ended or self.stop is not None:
+            self._refuse_call()
+        name = call.resolved_name()
+        key = self._claim_name(name)
+        spec = call.spec
+        tries = None
+        if self.history is not None:
+            stored = self.history.find(key, name, Kind.STEP)
+            if stored is not None:
+                self.host.place.words[STEPS_REPLAYED] += 1
+                return replayed(stored, spec.codec, spec.raises)
+            tries = self.history.tries.get(key)
+        if self.storing:
+            await self._earlier_checkpoints()
+        task = asyncio.current_task()
+        if task is not self.main and task is not None and task not in self.tasks:
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        self.live += 1
+        token = current_scope.set(run := StepRun(self, call, name, key, tries))
+        try:
+            value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
+        except BaseException as error:
+            value = await run.later_tries(error)
+        finally:
+            current_scope.reset(token)
+            self.live -= 1
+        # The checkpoint is kept even when the body is being handed back: the effect has happened.
+        if self.stop is not None and self.is_interrupted():
+            raise self.suspended()
+        return await self._keep_result(run, value)
+
+    async def _keep_result(self, run: StepRun, value: Any) -> Any:
+        spec = run.call.spec
+        try:
+            result, value = spec.codec.round_trip(value)
+            self.check_size(result)
+        except SerializationError as error:
+            await run.fail(error, "serialization")
+        seconds = perf_counter() - run.began
+        stored = await self.store(run.key, Kind.STEP, 1, run.attempt + 1, seconds, run.name, result, None)
+        if stored is not None:
+            return replayed(stored, spec.codec, spec.raises)
+        self.host.place.words[STEPS_COMPLETED] += 1
+        return value
+
+    async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
+        """Scope.capture."""
+        if self.ended or self.stop is not None:
+            self._refuse_call()
+        key = self._claim_name(name)
+        if self.history is not None and (stored := self.history.find(key, name, Kind.CAPTURE)) is not None:
+            return replayed(stored, codec, ())
+        return await self._keep(name, key, function(), codec)
+
+    async def now(self, name: str) -> datetime:
+        """Scope.now."""
+        if self.ended or self.stop is not None:
+            self._refuse_call()
+        key = self._claim_name(name)
+        if self.history is not None and (stored := self.history.find(key, name, Kind.CAPTURE)) is not None:
+            moment: datetime = replayed(stored, _TIME_CODEC, ())
+            return moment
+        moment = await self._keep(name, key, (await self.host.database_time()).astimezone(UTC), _TIME_CODEC)
+        return moment
+
+    async def _keep(self, name: str, key: int, value: Any, codec: Codec) -> Any:
+        try:
+            result, value = codec.round_trip(value)
+        except SerializationError as error:
+            raise error.named(name) from None
+        stored = await self.store(key, Kind.CAPTURE, Outcome.COMPLETED, 1, 0.0, name, self.check_size(result), None)
+        return value if stored is None else replayed(stored, codec, ())
+
+    def info(self) -> ExecutionInfo:
+        """Scope.info."""
+        return ExecutionInfo(
+            self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries
+        )
+
+    # -- parts
+
+    async def store(
+        self,
+        key: int,
+        kind: int,
+        status: int,
+        attempts: int,
+        seconds: float,
+        name: str,
+        result: bytes | None,
+        error: bytes | None,
+        due: float | None = None,
+    ) -> Checkpoint | None:
+        """Commit one journal row; None when it is stored, else the row that stands there instead."""
+        future = self.host.rows.checkpoint(self, key, kind, status, attempts, due, seconds, name, result, error)
+        self.storing.add(future)
+        try:
+            return await future
+        finally:
+            self.storing.discard(future)
+
+    async def store_failure(self, key: int, record: failure.Record, seconds: float, name: str) -> None:
+        """Commit a step's failure; raise or return what stands there instead, if something does."""
+        status = failure.outcome_of(record)
+        stored = await self.store(
+            key, Kind.STEP, status, record["attempts"], seconds, name, None, failure.encode(record)
+        )
+        if stored is not None:
+            record.clear()
+            record.update(failure.decode(stored.error or "{}"))
+
+    def check_size(self, data: bytes) -> bytes:
+        """The data, if it is not over the limit.
+
+        Raises:
+            SerializationError: it is.
+        """
+        if len(data) > self.host.max_result_bytes:
+            raise SerializationError(
+                f"it takes {len(data):,} bytes, the limit is {self.host.max_result_bytes:,};"
+                " keep it elsewhere and return a reference, or raise max_result_bytes"
+            )
+        return data
+
+    def _claim_name(self, name: str) -> int:
+        key = step_key(_STEP_SPACE, name)
+        if key in self.names:
+            raise DuplicateStepName(
+                f"execution {self.execution_id!r} uses the name {name!r} twice; names identify checkpoints:"
+                f' give each its own, as with .named("{name}-2") or a template like "{name}-{{item}}"'
+            )
+        self.names.add(key)
+        return key
+
+    def _refuse_call(self) -> None:
+        if self.stop is not None and not (self.ended and self.main is not None and self.main.done()):
+            raise self.suspended()
+        raise NotInExecution(
+            f"execution {self.execution_id!r} has ended its turn; await everything a body starts before it returns"
+        )
+
+    async def _earlier_checkpoints(self) -> None:
+        """No effect starts before every earlier checkpoint of the run is durable."""
+        while self.storing:
+            await asyncio.wait(self.storing)
+        if self.stop is not None:
+            raise self.suspended()
+
+
+def replayed(stored: Checkpoint, codec: Codec, raises: tuple[type[Exception], ...]) -> Any:
+    """What a stored checkpoint comes back as: its value, or its error raised."""
+    if stored.status == Outcome.COMPLETED:
+        return codec.decode(stored.result or "null")
+    raise failure.rebuild(failure.decode(stored.error or "{}"), stored.name, raises)

@@ -1,0 +1,209 @@
+"""Every error zart raises, in one tree.
+
+    ZartError
+    ├── InvalidArgument (ValueError)     a value the caller passed cannot be used
+    ├── RegistrationError                a durable function or step cannot be registered
+    │   ├── DuplicateTaskName
+    │   └── StepNotRegistered
+    ├── StepFailed                       a step ended in failure, as data
+    │   ├── RetryExhausted               ... after every retry it was allowed
+    │   ├── StepTimedOut                 ... because its time was up
+    │   └── SerializationError           ... because a value cannot be kept as it is
+    ├── NonRetryable                     raised by user code: do not retry this step
+    ├── EventTimeout                     an awaited event did not come in time
+    ├── DuplicateStepName                one name used for two operations of a run
+    ├── StepDiverged                     the journal holds another operation under this name
+    ├── NotInBody, NotInExecution        a call in a place where it has no meaning
+    ├── ExecutionFailed                  what a waiter gets when the execution failed
+    │   └── ExecutionCancelled
+    ├── ExecutionNotFound, ExecutionAlreadyExists, WaitTimedOut
+    └── DatabaseError                    the database cannot serve zart
+        ├── DatabaseUnreachable
+        ├── SchemaMissing
+        └── SchemaMismatch
+
+Every message says what happened, to which execution and step, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ZartError(Exception):
+    """Root of every error that zart raises."""
+
+
+class InvalidArgument(ZartError, ValueError):
+    """A value passed to zart cannot be used; the message names the argument and the remedy."""
+
+
+class RegistrationError(ZartError):
+    """A durable function or a step cannot be registered; the message names it and the remedy."""
+
+
+class DuplicateTaskName(RegistrationError):
+    """Two functions were registered under one name."""
+
+
+class StepNotRegistered(RegistrationError):
+    """A scheduled step is known to no registry, so no worker could run it."""
+
+
+class StepFailed(ZartError):
+    """A step ended in failure. What it raised comes as data, the same live and replayed.
+
+    Attributes:
+        step: name of the step.
+        type_name: qualified name of the exception the step raised.
+        detail: text of that exception.
+        traceback_text: its traceback, shortened, or "".
+        attempts: how many times the step was tried.
+    """
+
+    def __init__(
+        self, detail: str, *, step: str = "", type_name: str = "", traceback_text: str = "", attempts: int = 1
+    ) -> None:
+        self.step, self.type_name, self.detail = step, type_name, detail
+        self.traceback_text, self.attempts = traceback_text, attempts
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        what = f"{self.type_name}: {self.detail}" if self.type_name else self.detail
+        return f"step {self.step!r} failed: {what}" if self.step else what
+
+
+class RetryExhausted(StepFailed):
+    """A step failed on its first try and on every retry it was allowed.
+
+    `last_error` is the text of the last try's error; `attempts` counts all tries.
+    """
+
+    @property
+    def last_error(self) -> str:
+        return f"{self.type_name}: {self.detail}"
+
+    def _text(self) -> str:
+        return f"step {self.step!r} failed {self.attempts} times, no retry is left; last: {self.last_error}"
+
+
+class StepTimedOut(StepFailed):
+    """A step did not end within its timeout. Final: it is never retried."""
+
+    def _text(self) -> str:
+        return f"step {self.step!r} timed out: {self.detail}"
+
+
+class SerializationError(StepFailed, ValueError):
+    """A value cannot be stored so that it comes back as it is.
+
+    Attributes:
+        path: where in the value, as `$.items[3].price`.
+        reason: why, and what to do.
+    """
+
+    def __init__(self, reason: str, *, path: str = "$", step: str = "", **rest: Any) -> None:
+        self.path, self.reason = path, reason
+        rest.setdefault("type_name", "")
+        super().__init__(f"{path}: {reason}", step=step, **rest)
+
+    def _text(self) -> str:
+        where = f"result of step {self.step!r}" if self.step else "value"
+        return f"{where} cannot be stored: at {self.path}: {self.reason}"
+
+    def named(self, step: str) -> SerializationError:
+        """The same error, naming the step whose value was refused."""
+        return SerializationError(self.reason, path=self.path, step=step, attempts=self.attempts)
+
+
+class NonRetryable(ZartError):
+    """Raise it (or a subclass) in a step to fail at once, whatever its `retry` says."""
+
+
+class EventTimeout(ZartError):
+    """An awaited event was not offered in time."""
+
+
+class DuplicateStepName(ZartError):
+    """One name was used for two operations of a run; names are the identity of checkpoints."""
+
+
+class StepDiverged(ZartError):
+    """The journal holds another kind of operation, or another name, under this key."""
+
+
+class NotInBody(ZartError):
+    """A call that belongs in the body of a durable function was made inside a step."""
+
+
+class NotInExecution(ZartError):
+    """A call that needs a running execution was made outside one."""
+
+
+class ExecutionFailed(ZartError):
+    """The awaited execution ended without a result.
+
+    Attributes:
+        execution_id, task_name: which one.
+        error: the stored error record (`type`, `message`, `step`, ...), or None.
+    """
+
+    def __init__(self, execution_id: str, task_name: str = "", error: Any = None, text: str = "") -> None:
+        self.execution_id, self.task_name, self.error = execution_id, task_name, error
+        super().__init__(text or f"execution {execution_id!r} ({task_name}) failed: {_summary(error)}")
+
+
+class ExecutionCancelled(ExecutionFailed):
+    """The awaited execution was cancelled."""
+
+    def __init__(self, execution_id: str, task_name: str = "") -> None:
+        super().__init__(execution_id, task_name, None, f"execution {execution_id!r} ({task_name}) was cancelled")
+
+
+class ExecutionNotFound(ZartError):
+    """No execution has this id."""
+
+    def __init__(self, execution_id: str) -> None:
+        self.execution_id = execution_id
+        super().__init__(f"no execution has the id {execution_id!r}; `zart list` shows those that exist")
+
+
+class ExecutionAlreadyExists(ZartError):
+    """The id belongs to an execution of another durable function."""
+
+    def __init__(self, execution_id: str, existing: str, wanted: str) -> None:
+        self.execution_id, self.existing, self.wanted = execution_id, existing, wanted
+        super().__init__(
+            f"execution {execution_id!r} already exists as {existing!r}, so it cannot be started as {wanted!r};"
+            " use another id"
+        )
+
+
+class WaitTimedOut(ZartError):
+    """The execution was still going when the time to wait was up; it goes on."""
+
+    def __init__(self, execution_id: str, seconds: float) -> None:
+        self.execution_id, self.seconds = execution_id, seconds
+        super().__init__(f"execution {execution_id!r} did not end within {seconds:g} s; it goes on, wait again")
+
+
+class DatabaseError(ZartError):
+    """The database cannot serve zart; the message says why and what to do."""
+
+
+class DatabaseUnreachable(DatabaseError):
+    """No connection can be made."""
+
+
+class SchemaMissing(DatabaseError):
+    """The database has no zart schema, or an older one than this library needs."""
+
+
+class SchemaMismatch(DatabaseError):
+    """The database's zart schema is newer than this library knows."""
+
+
+def _summary(error: Any) -> str:
+    if isinstance(error, dict):
+        return f"{error.get('type', 'error')}: {error.get('message', '')}"
+    return "no error was recorded" if error is None else str(error)

@@ -1,0 +1,190 @@
+"""What a body may say besides awaiting its steps: outcomes, fallbacks, kept values, the time, the context."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, overload
+
+from zart.annotations import result_codec
+from zart.calls import Call, E_co, T_co, as_step_failure, is_declared
+from zart.codec import Codec, codec_for
+from zart.engine.scope import require_scope
+from zart.errors import InvalidArgument, StepFailed
+from zart.model import ExecutionInfo
+from zart.names import checked_name
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+T = TypeVar("T")
+R = TypeVar("R")
+E = TypeVar("E", bound=Exception)
+
+
+@dataclass(frozen=True, slots=True)
+class Ok(Generic[T_co]):
+    """A call gave a value."""
+
+    value: T_co
+
+    def unwrap(self) -> T_co:
+        """The value."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class BusinessErr(Generic[E_co]):
+    """A call ended with an error that it declares in `raises`."""
+
+    error: E_co
+
+    def unwrap(self) -> NoReturn:
+        """Raise the error."""
+        raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class ZartErr:
+    """A call failed: every retry used up, time up, or an error it does not declare."""
+
+    error: StepFailed
+
+    def unwrap(self) -> NoReturn:
+        """Raise the failure."""
+        raise self.error
+
+
+StepOutcome: TypeAlias = Ok[T] | BusinessErr[E] | ZartErr
+
+
+async def step(call: Call[T, Any]) -> T:
+    """The value of a call, kept; the same as awaiting the call.
+
+    Raises:
+        StepFailed: it failed. An error that it declares comes back as itself.
+    """
+    return await call
+
+
+async def outcome(call: Call[T, E]) -> StepOutcome[T, E]:
+    """How a call ended, for `match`: its value, an error that it declares, or its failure.
+
+    Example:
+        >>> match await zart.outcome(charge(card)):
+        ...     case Ok(receipt): ...
+        ...     case BusinessErr(CardDeclined() as declined): ...
+        ...     case ZartErr(failure): ...
+    """
+    try:
+        return Ok(await call)
+    except StepFailed as failure:
+        return ZartErr(failure)
+    except Exception as error:
+        if is_declared(call, error):
+            return BusinessErr(error)  # type: ignore[arg-type]  # of the declared types, so an E
+        raise
+
+
+async def require(call: Call[T, Any]) -> T:
+    """The value of a call that must not fail.
+
+    Raises:
+        StepFailed: it ended in any other way; a declared error is its cause.
+    """
+    try:
+        return await call
+    except StepFailed:
+        raise
+    except Exception as error:
+        if is_declared(call, error):
+            raise as_step_failure(call, error) from error
+        raise
+
+
+async def step_or(call: Call[T, Any], default: R) -> T | R:
+    """The value of a call, or `default` when it ended in any other way."""
+    try:
+        return await call
+    except StepFailed:
+        return default
+    except Exception as error:
+        if is_declared(call, error):
+            return default
+        raise
+
+
+async def step_or_else(call: Call[T, E], fallback: Callable[[E], R]) -> T | R:
+    """The value of a call, or what `fallback` makes of an error that it declares.
+
+    Raises:
+        StepFailed: it failed in another way.
+    """
+    try:
+        return await call
+    except StepFailed:
+        raise
+    except Exception as error:
+        if is_declared(call, error):
+            return fallback(error)  # type: ignore[arg-type]  # of the declared types, so an E
+        raise
+
+
+@overload
+async def capture(name: str, function: Callable[[], T]) -> T: ...
+@overload
+async def capture(name: str, function: Callable[[], Any], type: TypeForm[T]) -> T: ...
+async def capture(name: str, function: Any, type: Any = None) -> Any:
+    """Keep what a pure synchronous function gives: called once, the value is the same on every pass.
+
+    Args:
+        name: identity of the value in its run.
+        function: without parameters and side effects, as `uuid4` or `lambda: random.random()`.
+        type: what the value is kept as; by default the function's return annotation.
+
+    Raises:
+        NotInExecution, NotInBody: called in the wrong place.
+        SerializationError: the value cannot be kept.
+        InvalidArgument: name or function cannot be used.
+    """
+    scope = require_scope(f"capture({name!r})")
+    checked_name(name, "a captured value")
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise InvalidArgument(f"capture({name!r}) takes a plain function, got {function!r}; make async work a step")
+    where = f"captured value {name!r}"
+    codec = result_codec(function, where) if type is None else _codec(type, where)
+    return await scope.capture(name, function, codec)
+
+
+async def now(name: str) -> datetime:
+    """The database's time in UTC, kept under `name`: the same on every pass.
+
+    Raises:
+        NotInExecution, NotInBody: called in the wrong place.
+    """
+    scope = require_scope(f"now({name!r})")
+    return await scope.now(checked_name(name, "a moment"))
+
+
+def context() -> ExecutionInfo:
+    """Which execution this code runs for; in a step, `current_attempt` is the step's.
+
+    Raises:
+        NotInExecution: it runs for none.
+    """
+    return require_scope("context()").info()
+
+
+def _codec(annotation: Any, where: str) -> Codec:
+    try:
+        return _kept_codec(annotation)
+    except TypeError:  # an annotation that cannot be hashed, as Annotated[int, []]
+        return codec_for(annotation, where=where)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _kept_codec(annotation: Any) -> Codec:
+    return codec_for(annotation, where=f"captured value of type {annotation!r}")

@@ -1,0 +1,134 @@
+"""Names of durable functions, steps and captures: what makes one usable, and templates with parameters in them."""
+
+from __future__ import annotations
+
+import inspect
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from zart.config import MAX_NAME_BYTES
+from zart.errors import InvalidArgument, RegistrationError, ZartError
+
+_MISSING = inspect.Parameter.empty
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def checked_name(name: object, what: str, error: type[ZartError] = InvalidArgument) -> str:
+    """The name, if it can identify something.
+
+    Args:
+        name: must be text, not empty, without NUL, encodable, at most MAX_NAME_BYTES bytes of UTF-8.
+        what: whose name it is, for the error's text.
+        error: what to raise.
+
+    Raises:
+        InvalidArgument: or `error`, when the name cannot be used.
+    """
+    if not isinstance(name, str):
+        raise error(f"the name of {what} must be text, got {name!r}")
+    if not name:
+        raise error(f"the name of {what} must not be empty")
+    if "\0" in name:
+        raise error(f"the name of {what} must not hold a NUL character: {name!r}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise error(f"the name of {what} holds half of a surrogate pair: {name!r}") from None
+    if size > MAX_NAME_BYTES:
+        raise error(f"the name of {what} has {size} bytes, {MAX_NAME_BYTES} are allowed: {name[:60]!r}...")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A parameter named in a template: where a call's arguments hold it, and its default."""
+
+    parameter: str
+    position: int | None
+    default: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NameTemplate:
+    """A step's name with parameters in it, as in "provision-{region}"."""
+
+    text: str
+    pieces: tuple[str | _Field, ...]
+
+    @classmethod
+    def read(cls, text: str, function: Callable[..., Any]) -> NameTemplate | None:
+        """The template in a declared name, or None when the name is always the same.
+
+        Braces are written `{{` and `}}` when they are part of the name.
+
+        Raises:
+            RegistrationError: the text is malformed, or names something else than a parameter of the function.
+        """
+        pieces: list[str | _Field] = []
+        try:
+            for literal, field, form, conversion in string.Formatter().parse(text):
+                if literal:
+                    pieces.append(literal)
+                if field is not None:
+                    if form or conversion:
+                        raise RegistrationError(f"step name {text!r}: {{{field}}} takes no conversion or format")
+                    pieces.append(_field(field, text, function))
+        except ValueError as error:
+            raise RegistrationError(f"step name {text!r} is malformed: {error}; write {{{{ for a brace") from None
+        return None if pieces == [text] else cls(text, tuple(pieces))
+
+    def fill(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+        """The name of one call.
+
+        Raises:
+            InvalidArgument: a value cannot be part of a name, or the name is too long.
+            TypeError: the call lacks an argument that the name needs.
+        """
+        text = "".join(
+            piece if isinstance(piece, str) else self._text(piece, _argument(piece, arguments, keywords, self.text))
+            for piece in self.pieces
+        )
+        return checked_name(text, f"step {self.text!r}")
+
+    def _text(self, field: _Field, value: object) -> str:
+        text = _name_part(value)
+        if text is None:
+            raise InvalidArgument(
+                f"step name {self.text!r}: {field.parameter} is of type {type(value).__name__}; a name takes str, int,"
+                " bool, UUID, Enum and date values: name another parameter, or give the call's name with .named()"
+            )
+        return text
+
+
+def _field(parameter: str, text: str, function: Callable[..., Any]) -> _Field:
+    parameters = inspect.signature(function).parameters
+    found = parameters.get(parameter)
+    if found is None or found.kind in _VARIADIC:
+        known = ", ".join(name for name, one in parameters.items() if one.kind not in _VARIADIC) or "none"
+        raise RegistrationError(
+            f"step name {text!r}: {{{parameter}}} is no parameter of {function.__qualname__}; its parameters: {known}"
+        )
+    position = list(parameters).index(parameter) if found.kind is not inspect.Parameter.KEYWORD_ONLY else None
+    return _Field(parameter, position, found.default)
+
+
+def _argument(field: _Field, arguments: Sequence[Any], keywords: Mapping[str, Any], text: str) -> Any:
+    if field.position is not None and field.position < len(arguments):
+        return arguments[field.position]
+    value = keywords.get(field.parameter, field.default)
+    if value is _MISSING:
+        raise TypeError(f"step {text!r} was called without its argument {field.parameter!r}")
+    return value
+
+
+def _name_part(value: object) -> str | None:
+    if isinstance(value, Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int | UUID) else None

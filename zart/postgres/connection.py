@@ -1,0 +1,203 @@
+"""Connections to PostgreSQL: made with a deadline, checked once, refused with one clear line.
+
+No message made here holds a password: a database URL is never printed, only the host, port and database it names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import urllib.parse
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from zart.errors import DatabaseUnreachable
+
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
+"""An asyncpg connection, or one taken out of an asyncpg pool."""
+
+CONNECT_TIMEOUT = 10.0
+OLDEST_SERVER = 14
+
+_STATEMENT_CACHE = 200
+_URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_CHECK = "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby"
+
+
+async def connect(
+    dsn: str,
+    *,
+    application_name: str,
+    timeout: float = CONNECT_TIMEOUT,
+    command_timeout: float | None = None,
+    statement_cache: bool = True,
+) -> asyncpg.Connection:
+    """Connect to a primary server that can serve zart.
+
+    Args:
+        dsn: `postgresql://user:password@host:port/database`; what it leaves out comes from the PG* variables.
+        application_name: how the connection shows in pg_stat_activity.
+        timeout: seconds to connect and to be checked.
+        command_timeout: seconds each statement may take, None for no limit.
+        statement_cache: keep statements prepared; switch it off behind a pooler that cannot.
+
+    Raises:
+        DatabaseUnreachable: no usable connection can be made; one line says why and what to do.
+    """
+    place = describe(dsn)
+    connection: asyncpg.Connection | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            connection = await asyncpg.connect(
+                dsn,
+                timeout=timeout,
+                command_timeout=command_timeout,
+                statement_cache_size=_STATEMENT_CACHE if statement_cache else 0,
+                max_cached_statement_lifetime=0,
+                server_settings={"application_name": application_name},
+            )
+            await _check_server(connection, place)
+            usable, connection = connection, None
+            return usable
+    except DatabaseUnreachable:
+        raise
+    except Exception as error:
+        raise DatabaseUnreachable(f"cannot connect to {place}: {_reason(error, timeout)}") from error
+    finally:
+        if connection is not None:
+            connection.terminate()
+
+
+async def create_pool(
+    dsn: str,
+    *,
+    application_name: str,
+    min_size: int,
+    max_size: int,
+    timeout: float = CONNECT_TIMEOUT,
+    command_timeout: float | None = None,
+) -> asyncpg.Pool:
+    """A pool whose connections are made by `connect`, the first of them at once.
+
+    Connections carry no session state between users, so giving one back costs no round trip.
+
+    Raises:
+        DatabaseUnreachable: as `connect`; `acquire` raises it too.
+    """
+
+    async def open_connection(*_: object, **__: object) -> asyncpg.Connection:
+        return await connect(dsn, application_name=application_name, timeout=timeout, command_timeout=command_timeout)
+
+    pool = await asyncpg.create_pool(
+        min_size=min_size, max_size=max_size, connect=open_connection, reset=_keep_as_it_is
+    )
+    try:
+        async with pool.acquire():
+            return pool
+    except BaseException:
+        pool.terminate()
+        raise
+
+
+def describe(dsn: str) -> str:
+    """Which database a URL names, for messages: `database 'app' at db.example.com:5432`, without user or options.
+
+    Raises:
+        DatabaseUnreachable: it is no PostgreSQL URL. No part of it is quoted, since any part may be the password.
+    """
+    parts = _parse(dsn)
+    if parts is None:
+        raise DatabaseUnreachable(
+            f"the database URL cannot be read; write it as {_URL_SHAPE}"
+            " and percent-encode special characters in the password (@ is %40, / is %2F, # is %23)"
+        )
+    options = dict(urllib.parse.parse_qsl(parts.query))
+    host = parts.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST") or "this machine"
+    database = parts.path[1:] or options.get("dbname") or options.get("database")
+    name = f"database {urllib.parse.unquote(database)!r}" if database else "the database"
+    return f"{name} at {urllib.parse.unquote(host)}"
+
+
+def _parse(dsn: str) -> urllib.parse.SplitResult | None:
+    """The parts of a URL in which every part is what it seems to be, else None.
+
+    An unescaped character in a password moves its rest into the host, the database or the options, and from
+    there into messages: such a URL is not one.
+    """
+    if not dsn.startswith(("postgresql://", "postgres://")) or not dsn.isprintable():
+        return None
+    try:
+        parts = urllib.parse.urlsplit(dsn)
+        urllib.parse.parse_qs(parts.query, strict_parsing=bool(parts.query))
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        ports = [host.rpartition(":")[2] for host in hosts if ":" in host.rpartition("]")[2]]
+    except ValueError:
+        return None
+    astray = parts.netloc.count("@") > 1 or "@" in parts.path or "@" in parts.query or "#" in dsn
+    wrong_port = any(not port.isdecimal() or int(port) > 65_535 for port in ports)
+    return None if astray or wrong_port else parts
+
+
+async def _check_server(connection: asyncpg.Connection, place: str) -> None:
+    major = connection.get_server_version().major
+    if major < OLDEST_SERVER:
+        raise DatabaseUnreachable(
+            f"{place} is served by PostgreSQL {major}; zart needs {OLDEST_SERVER} or later, upgrade the server"
+        )
+    found = await connection.fetchrow(_CHECK)
+    assert found is not None
+    if found["standby"]:
+        raise DatabaseUnreachable(f"{place} is a read-only standby; name the primary server")
+    if found["isolation"] != "read committed":
+        raise DatabaseUnreachable(
+            f"{place} runs transactions as {found['isolation']!r} by default, zart needs 'read committed':"
+            " alter role ROLE set default_transaction_isolation = 'read committed', for the role that zart uses"
+        )
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    """Why no connection came about, as one line with what to do."""
+    match error:
+        case TimeoutError():
+            return f"no answer within {timeout:g} s; check host, port and firewall"
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return f"{_first_line(error)}; check user and password"
+        case asyncpg.InvalidCatalogNameError():
+            return f"{_first_line(error)}; create it or name another one"
+        case asyncpg.TooManyConnectionsError():
+            return f"{_first_line(error)}; raise max_connections or run fewer workers"
+        case asyncpg.CannotConnectNowError():
+            return f"{_first_line(error)}; try again when it is up"
+        case socket.gaierror():
+            return "the host name is unknown; check the database URL"
+        case ssl.SSLError() | ssl.CertificateError():
+            return f"TLS failed ({_first_line(error)}); check sslmode and the certificates"
+        case FileNotFoundError():
+            return "there is no server socket; is the server running?"
+        case OSError():
+            return _of_the_network(error)
+        case asyncpg.ClientConfigurationError() | ValueError():
+            return f"the database URL cannot be used; write it as {_URL_SHAPE} with options of libpq"
+        case _:
+            return _first_line(error)
+
+
+def _of_the_network(error: OSError) -> str:
+    text = _first_line(error)
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in text or "Multiple exceptions" in text:
+        return "connection refused; is the server running, and are host and port right?"
+    return f"{os.strerror(error.errno) if error.errno else text}; is the server running?"
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's text. Servers and sockets never quote a password."""
+    text = str(error.args[0]) if error.args else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+async def _keep_as_it_is(_: asyncpg.Connection) -> None:
+    """Resets nothing: zart's statements leave no session state behind."""

@@ -1,0 +1,101 @@
+"""A pool of connections for short calls, whose failures come out as zart's errors, one clear line each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from zart.errors import DatabaseError, DatabaseUnreachable, InvalidArgument, SchemaMissing, ZartError
+from zart.postgres.connection import CONNECT_TIMEOUT, Connection, create_pool, describe
+from zart.postgres.sqlstate import Fault, classify
+
+# Longer than any call of a healthy database, shorter than anyone's patience.
+CALL_TIMEOUT = 30.0
+
+_MISSING = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+
+
+class Database:
+    """Connections to one database, each call with a deadline.
+
+    Args:
+        dsn: the database's URL, kept for whoever needs a connection of its own; it is never printed.
+        application_name: how its connections show in pg_stat_activity.
+        min_size, max_size: how many connections are kept open, and how many there may be.
+
+    Raises:
+        DatabaseUnreachable: (`open`) the first connection cannot be made.
+        ValueError: (`open`) the sizes contradict each other.
+    """
+
+    def __init__(self, dsn: str, pool: asyncpg.Pool) -> None:
+        self.dsn, self._pool = dsn, pool
+
+    @classmethod
+    async def open(cls, dsn: str, *, application_name: str, min_size: int, max_size: int) -> Database:
+        pool = await create_pool(
+            dsn,
+            application_name=application_name,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=CALL_TIMEOUT,
+        )
+        return cls(dsn, pool)
+
+    async def close(self) -> None:
+        """Close the connections, those in use after their call."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self, doing: str) -> AsyncGenerator[Connection]:
+        """A connection for one call. `doing` says in errors what failed: "starting execution 'a'".
+
+        Raises:
+            DatabaseUnreachable: no connection, no answer in time, or the server has no room now.
+            InvalidArgument: the server refused a value.
+            SchemaMissing: a table or function is not there.
+            DatabaseError: any other answer of the server.
+        """
+        with translated(doing, describe(self.dsn)):
+            async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
+                try:
+                    yield connection
+                except (TimeoutError, asyncio.CancelledError):
+                    connection.terminate()  # its cancel request may come late, and would hit the next call
+                    raise
+
+
+@contextmanager
+def translated(doing: str, place: str) -> Generator[None]:
+    """Turn the driver's errors into zart's; zart's own pass."""
+    try:
+        yield
+    except ZartError:
+        raise
+    except Exception as error:
+        raise _translate(error, doing, place) from error
+
+
+def _translate(error: Exception, doing: str, place: str) -> Exception:
+    text = str(error.args[0]) if isinstance(error, asyncpg.PostgresError) and error.args else type(error).__name__
+    match classify(error):
+        case Fault.LOST if isinstance(error, TimeoutError):
+            return DatabaseUnreachable(f"{place} did not answer within {CALL_TIMEOUT:g} s while {doing}; try again")
+        case Fault.LOST:
+            return DatabaseUnreachable(
+                f"the connection to {place} was lost while {doing} ({text}); whether it was done is unknown, try again"
+            )
+        case Fault.RETRY:
+            return DatabaseUnreachable(f"{place} could not serve while {doing} ({text}); try again")
+        case Fault.DATA:
+            return InvalidArgument(f"PostgreSQL refused a value while {doing} ({text})")
+        case Fault.BUG if isinstance(error, _MISSING):
+            return SchemaMissing(f"{place} lacks what is needed for {doing} ({text}); run `zart migrate`")
+        case Fault.BUG if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+            return DatabaseError(f"{place} refused while {doing}: {text}")
+        case _:
+            return error

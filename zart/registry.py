@@ -1,0 +1,223 @@
+"""Which durable functions and steps a worker serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType, ModuleType
+from typing import Any, TypeAlias, TypeGuard, overload
+
+from zart.durable import DurableExecution
+from zart.engine.spec import DurableSpec
+from zart.errors import DuplicateTaskName, RegistrationError
+from zart.names import checked_name
+from zart.steps import Step, ZartStep, describe_class
+
+Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+AnyDurable: TypeAlias = DurableExecution[Any, Any]
+AnyStep: TypeAlias = Step[..., Any, Any]
+
+
+class TaskRegistry:
+    """The durable functions and steps that workers serve, by name.
+
+    Registering checks all that can be checked before a worker runs: names, parameters, annotations.
+
+    Args:
+        lifespan: makes an async context manager, as a function under `@asynccontextmanager` does; each worker process
+            enters it before its first claim and leaves it after its last (HTTP clients and the like).
+
+    Example:
+        >>> registry = TaskRegistry()
+        >>> registry.register(onboarding)
+    """
+
+    def __init__(self, lifespan: Lifespan | None = None) -> None:
+        if lifespan is not None and not callable(lifespan):
+            raise RegistrationError(
+                f"lifespan must be a function that makes an async context manager, got {lifespan!r};"
+                " pass the function under @asynccontextmanager itself, not its result"
+            )
+        self.lifespan = lifespan
+        self._durables: dict[str, DurableSpec] = {}
+        self._steps: dict[str, AnyStep] = {}
+        self._origins: dict[str, object] = {}
+
+    @property
+    def durables(self) -> Mapping[str, DurableSpec]:
+        """The durable functions by task name."""
+        return MappingProxyType(self._durables)
+
+    @property
+    def steps(self) -> Mapping[str, AnyStep]:
+        """The steps by declared name."""
+        return MappingProxyType(self._steps)
+
+    def __len__(self) -> int:
+        """How many durable functions there are."""
+        return len(self._durables)
+
+    @overload
+    def register(self, durable: AnyDurable | type[AnyDurable] | AnyStep, /) -> None: ...
+    @overload
+    def register(self, name: str, durable: AnyDurable | type[AnyDurable], /) -> None: ...
+    def register(self, first: Any, second: Any = None, /) -> None:
+        """Serve a durable function (under its own name, or the one given) or a step.
+
+        Raises:
+            DuplicateTaskName: another function has the name.
+            RegistrationError: it is neither, or its annotations cannot be used.
+        """
+        if isinstance(first, str):
+            self._add_durable(second, checked_name(first, "a durable function", RegistrationError))
+        elif _is_step(first):
+            self._add_step(first)
+        else:
+            self._add_durable(first, None)
+
+    def register_module(self, module: ModuleType) -> None:
+        """Serve all durable functions and steps that a module defines or imports.
+
+        Raises:
+            DuplicateTaskName: two different functions have one name.
+            RegistrationError: there is no durable function, or one cannot be used.
+        """
+        found = list(vars(module).values())
+        durables = [*filter(_is_durable, found), *_classes(found)]
+        if not durables:
+            raise RegistrationError(
+                f"module {module.__name__} has no durable functions; decorate one with @zart_durable, or name the"
+                " module that has them"
+            )
+        for durable in durables:
+            self._add_durable(durable, None)
+        for one in found:
+            if _is_step(one):
+                self._add_step(one)
+            elif isinstance(one, type) and one.__module__ == module.__name__:
+                _check_steps_of(one)
+
+    def _add_durable(self, durable: Any, name: str | None) -> None:
+        made = _instance_of(durable)
+        spec = made.spec if name is None else dataclasses.replace(made.spec, task_name=name)
+        self._claim(spec.task_name, durable)
+        self._durables[spec.task_name] = spec
+
+    def _add_step(self, step: AnyStep) -> None:
+        self._claim(step.spec.declared_name, step)
+        self._steps[step.name] = step
+
+    def _claim(self, name: str, origin: object) -> None:
+        # One namespace for both: a scheduled step waits in the queue under its name, as an execution does.
+        holder = self._origins.setdefault(name, origin)
+        if holder is not origin:
+            raise DuplicateTaskName(
+                f"the name {name!r} is used by {_place(holder)} and by {_place(origin)}; rename one of them"
+            )
+
+
+def load_registry(target: str) -> TaskRegistry:
+    """The registry that a text names; the current directory can be imported from.
+
+    Args:
+        target: "myapp.workflows" for all that a module has, or "myapp.workflows:registry" for a TaskRegistry in it.
+
+    Raises:
+        RegistrationError: there is no such module or registry, its import fails, or it has no durable functions.
+    """
+    path, colon, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in path.split(".")) or (colon and not attribute.isidentifier()):
+        raise RegistrationError(
+            f"{target!r} names no module; write it as in an import, like myapp.workflows or myapp.workflows:registry"
+        )
+    module = _import(path)
+    if not colon:
+        registry = TaskRegistry()
+        registry.register_module(module)
+        return registry
+    found = getattr(module, attribute, None)
+    if not isinstance(found, TaskRegistry):
+        what = "nothing" if found is None else f"an object of type {type(found).__name__}"
+        raise RegistrationError(f"{target!r} is {what}; a TaskRegistry is needed")
+    if not found.durables:
+        raise RegistrationError(f"{target!r} has no durable functions; register some")
+    return found
+
+
+def _import(path: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
+            raise _import_failure(path, error) from error
+        raise RegistrationError(
+            f"there is no module {error.name!r} in {here} or among the installed packages; run this where {path} can be"
+            " imported, or set PYTHONPATH"
+        ) from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise _import_failure(path, error) from error
+
+
+def _import_failure(path: str, error: Exception) -> RegistrationError:
+    return RegistrationError(f"importing {path} failed: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _instance_of(durable: object) -> AnyDurable:
+    if _is_durable_class(durable):
+        try:
+            return durable()
+        except TypeError as error:
+            raise RegistrationError(
+                f"durable class {durable.__qualname__} cannot be made without arguments: {error}; register an instance"
+            ) from error
+    if _is_durable(durable):
+        return durable
+    raise RegistrationError(
+        f"{durable!r} is neither a durable function nor a step; decorate it with @zart_durable or @zart_step"
+    )
+
+
+def _classes(found: list[Any]) -> Iterator[type[AnyDurable]]:
+    """Named durable classes that no instance in the module stands for."""
+    instances = {type(one) for one in found if _is_durable(one)}
+    for one in found:
+        if _is_durable_class(one) and one not in instances and one.__dict__.get("task_name"):
+            yield one
+
+
+def _check_steps_of(cls: type) -> None:
+    """Let annotations that cannot be used be known now: of a step class, or of steps that are methods."""
+    if _is_step_class(cls) and not inspect.isabstract(cls):
+        describe_class(cls)
+    for member in vars(cls).values():
+        if _is_step(member):
+            _ = member.spec
+
+
+def _is_durable(value: object) -> TypeGuard[AnyDurable]:
+    return isinstance(value, DurableExecution)
+
+
+def _is_durable_class(value: object) -> TypeGuard[type[AnyDurable]]:
+    return isinstance(value, type) and issubclass(value, DurableExecution)
+
+
+def _is_step(value: object) -> TypeGuard[AnyStep]:
+    return isinstance(value, Step)
+
+
+def _is_step_class(value: type) -> TypeGuard[type[ZartStep[Any, Any]]]:
+    return issubclass(value, ZartStep)
+
+
+def _place(origin: Any) -> str:
+    shown: Any = origin if isinstance(origin, type) else getattr(origin, "function", None) or type(origin)
+    return f"{shown.__module__}.{shown.__qualname__}"

@@ -1,0 +1,84 @@
+"""One child process: forked clean, and gone when its parent is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from zart.log import logger
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_log = logger("runner")
+
+
+def fork(main: Callable[[], int]) -> int:
+    """Fork a child that runs `main` and exits with its answer (1 if it raised); give its process id.
+
+    The child starts with default signal handlers, except that it ignores SIGINT: a terminal sends that one to all, and
+    the arbiter alone decides. It is killed when the process that forked it ends, however that ends.
+    """
+    parent = os.getpid()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _live(parent, main)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return pid
+
+
+def _live(parent: int, main: Callable[[], int]) -> None:
+    """The child's whole life; never returns."""
+    code = 1
+    try:
+        _reset_signals()
+        _die_with(parent)
+        code = main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        _log.exception("a child process of the runner failed")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                code = code or 1
+        os._exit(code)
+
+
+def _reset_signals() -> None:
+    """Forget the parent's handlers before signals that came in the meantime are let in."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends; if that happened already, end now."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def describe_status(status: int) -> str:
+    """How a process ended, from `os.waitpid`'s status: `exit code 3`, `signal SIGKILL`."""
+    if not os.WIFSIGNALED(status):
+        return f"exit code {os.waitstatus_to_exitcode(status)}"
+    number = os.WTERMSIG(status)
+    try:
+        return f"signal {signal.Signals(number).name}"
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,113 @@
+"""The journal as others see it: read as a history, added to by events, followed by wake-ups."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asyncpg import Record
+
+from zart.model import AttemptRecord, EventAnswer, Kind, Outcome, StepRecord, StoredStatus
+from zart.postgres.connection import Connection
+from zart.store.statements import statement
+
+RETRYING = "retrying"
+
+# Rows of these kinds are written when the operation begins; all others when it has ended.
+_REGISTRATIONS = frozenset({Kind.SLEEP, Kind.WAIT, Kind.GROUP})
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What became of an event; `answer` None: there is no such execution. `worker` holds the execution, if any does."""
+
+    answer: EventAnswer | None
+    worker: int | None
+
+
+async def history(connection: Connection, schema: str, bucket: int, execution_id: str) -> list[StepRecord] | None:
+    """The present run's journal in the order it was written; None if there is no such execution.
+
+    A step that failed and is to be tried again has the status `retrying`.
+    """
+    rows = await connection.fetch(statement("history", schema), bucket, execution_id)
+    if not rows:
+        return None
+    failed: defaultdict[int, list[Record]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] is None and row["step_key"] is not None:
+            failed[row["step_key"]].append(row)
+    checkpoints = [row for row in rows if row["kind"] is not None]
+    steps = [_step(row, failed.pop(row["step_key"], [])) for row in checkpoints]
+    return steps + [_retrying(tries) for tries in failed.values()]
+
+
+async def offer_event(
+    connection: Connection, schema: str, bucket: int, execution_id: str, key: int, name: str, payload: str
+) -> Offered:
+    """Keep an event for an execution; the first one of a key wins, a timeout included.
+
+    Args:
+        key: step key of the name in KeySpace.EVENT.
+        payload: JSON text.
+    """
+    row = await connection.fetchrow(statement("offer_event", schema), bucket, execution_id, key, name, payload)
+    assert row is not None
+    answer = None if row["answer"] == "unknown" else EventAnswer(row["answer"])
+    return Offered(answer, row["worker"])
+
+
+async def deliver_signals(connection: Connection, schema: str, bucket: int) -> tuple[int, int]:
+    """Bring wake-ups into parents whose rows were locked: (seen, delivered). Call again while any is seen."""
+    row = await connection.fetchrow(statement("deliver_signals", schema), bucket)
+    assert row is not None
+    return row["seen"], row["delivered"]
+
+
+def _step(row: Record, tries: Sequence[Record]) -> StepRecord:
+    kind = Kind(row["kind"])
+    began = next((each["began_at"] for each in tries), row["began_at"])
+    ended = kind not in _REGISTRATIONS
+    return StepRecord(
+        name=row["name"],
+        kind=kind.name.lower(),
+        status=_status(kind, row["status"]),
+        result=_plain(row["result"]),
+        error=_plain(row["error"]),
+        attempts=row["attempts"],
+        started_at=began if ended else row["created_at"],
+        finished_at=row["created_at"] if ended else None,
+        due=row["due"],
+        failed_attempts=tuple(_attempt(each) for each in tries),
+    )
+
+
+def _retrying(tries: Sequence[Record]) -> StepRecord:
+    return StepRecord(
+        name=tries[-1]["name"],
+        kind=Kind.STEP.name.lower(),
+        status=RETRYING,
+        result=None,
+        error=_plain(tries[-1]["error"]),
+        attempts=tries[-1]["attempts"],
+        started_at=tries[0]["began_at"],
+        finished_at=None,
+        due=tries[-1]["due"],
+        failed_attempts=tuple(_attempt(each) for each in tries),
+    )
+
+
+def _attempt(row: Record) -> AttemptRecord:
+    return AttemptRecord(row["attempts"], _plain(row["error"]), row["due"], row["created_at"])
+
+
+def _status(kind: Kind, status: int) -> str:
+    name = StoredStatus(status).name if kind is Kind.CHILD else Outcome(status).name
+    return name.lower()
+
+
+def _plain(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

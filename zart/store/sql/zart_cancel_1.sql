@@ -1,0 +1,57 @@
+-- zart_cancel_1: ends an execution and all its unfinished children as cancelled, one level at a time; its parent hears of it.
+-- Parameters: p_bucket, p_execution_id. Rows: cancelled (id, worker that held it or null) for each; or one row: already, unknown.
+-- Locks: queue rows for update, waited for, in order of id; children are read by a statement after it, so a tick that adds some is seen.
+-- Index: unique index on execution_id, primary keys, zart_executions_child.
+create function :schema.zart_cancel_1(p_bucket smallint, p_execution_id text)
+returns table(what text, id bigint, worker bigint) language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set enable_bitmapscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := now();
+  v_level bigint[];
+  v_gone bigint[];
+  v_root record;
+  v_first boolean := true;
+begin
+  select e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.attempt into v_root
+  from :schema.zart_executions e where e.bucket = p_bucket and e.execution_id = p_execution_id;
+  if not found then
+    return query select 'unknown', null::bigint, null::bigint;
+    return;
+  end if;
+  v_level := array[v_root.id];
+  while cardinality(v_level) > 0 loop
+    perform 1 from :schema.zart_queue q where q.bucket = p_bucket and q.id = any(v_level) order by q.id for update;
+    v_gone := '{}';
+    for id, worker in
+      with dropped as (
+        delete from :schema.zart_queue q where q.bucket = p_bucket and q.id = any(v_level)
+        returning q.id, q.worker, q.epoch, q.crashes, q.started_at),
+      ended as (
+        update :schema.zart_executions e
+        set status = 4, epoch = d.epoch, crashes = d.crashes, started_at = d.started_at, finished_at = v_now
+        from dropped d where e.bucket = p_bucket and e.id = d.id and e.status = 0)
+      select d.id, d.worker from dropped d
+    loop
+      what := 'cancelled'; v_gone := v_gone || id; return next;
+    end loop;
+    if v_first then
+      if cardinality(v_gone) = 0 then
+        return query select 'already', v_root.id, null::bigint;
+        return;
+      end if;
+      if v_root.parent is not null then
+        with kept as (
+          insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, attempts, name)
+          values (p_bucket, v_root.parent, v_root.parent_run, v_root.parent_key, 0, 3, 4, v_root.attempt + 1, v_root.step_name)
+          on conflict do nothing returning 1)
+        insert into :schema.zart_signals(bucket, id, run, n) select p_bucket, v_root.parent, v_root.parent_run, 1 from kept;
+      end if;
+      v_first := false;
+    end if;
+    select coalesce(array_agg(c.id), '{}') into v_level
+    from :schema.zart_executions c where c.bucket = p_bucket and c.parent = any(v_gone) and c.status = 0;
+  end loop;
+end $$;
