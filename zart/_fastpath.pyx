@@ -185,48 +185,50 @@ cdef bint _survives(object value, int depth) noexcept:
 cdef _refuse(object value, str path, int depth):
     """Raise SerializationError for the first part that does not survive; return when there is none."""
     kind = type(value)
+    if value is None or kind is bool:
+        return
     if kind is str:
         _refuse_text(value, path, "text")
-    elif value is None or kind is bool:
-        return
     elif kind is int:
         if not -(1 << 63) <= value < 1 << 63:
-            raise SerializationError("int of more than 64 bits; keep it as Decimal or as text, and annotate it so", path=path)
+            raise _refusal("int of more than 64 bits; keep it as Decimal or as text, and annotate it so", path)
     elif kind is float:
         if not math.isfinite(value):
-            raise SerializationError(f"float {value} has no JSON form; use None, or a Decimal, and annotate it so", path=path)
-    elif kind is dict or kind is list or kind is tuple:
-        if depth >= MAX_DEPTH:
-            raise SerializationError(f"nested more than {MAX_DEPTH} deep, or it contains itself; keep it flat", path=path)
-        if kind is dict:
-            for key, item in value.items():
-                if type(key) is not str:
-                    raise SerializationError(
-                        f"dict key of type {_name(type(key))}; use str keys, or annotate the type, such as dict[int, str]",
-                        path=path,
-                    )
-                _refuse_text(key, path, "dict key")
-                _refuse(item, path + _member(key), depth + 1)
-        else:
-            for index, item in enumerate(value):
-                _refuse(item, f"{path}[{index}]", depth + 1)
-    else:
-        raise SerializationError(
-            f"a value of type {_name(kind)} would not come back as itself; annotate its type (the function's return type, or"
-            " the type of the field), or turn it into None, bool, int, float, str, list or dict with str keys",
-            path=path,
+            raise _refusal(f"float {value} has no JSON form; use None, or a Decimal, and annotate it so", path)
+    elif kind is not dict and kind is not list and kind is not tuple:
+        raise _refusal(
+            f"a value of type {_name(kind)} would not come back as itself; annotate its type (the function's return type,"
+            " or the type of the field), or turn it into None, bool, int, float, str, list or dict with str keys",
+            path,
         )
+    elif depth >= MAX_DEPTH:
+        raise _refusal(f"nested more than {MAX_DEPTH} deep, or it contains itself; keep it flat", path)
+    elif kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise _refusal(
+                    f"dict key of type {_name(type(key))}; use str keys, or annotate the type, such as dict[int, str]", path
+                )
+            _refuse_text(key, path, "dict key")
+            _refuse(item, path + _member(key), depth + 1)
+    else:
+        for index, item in enumerate(value):
+            _refuse(item, f"{path}[{index}]", depth + 1)
 
 
 cdef _refuse_text(str text, str path, str what):
     if "\0" in text:
-        raise SerializationError(f"{what} holds a NUL character, which PostgreSQL cannot keep; take it out", path=path)
+        raise _refusal(f"{what} holds a NUL character, which PostgreSQL cannot keep; take it out", path)
     for index, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise SerializationError(
+        if 0xD800 <= character <= 0xDFFF:
+            raise _refusal(
                 f"{what} holds a lone surrogate at index {index}, which is no Unicode text; decode it with errors='replace'",
-                path=path,
+                path,
             )
+
+
+cdef _refusal(str reason, str path):
+    return SerializationError(reason, path=path if len(path) <= 200 else f"{path[:120]}...{path[len(path) - 60:]}")
 
 
 cdef str _member(str key):

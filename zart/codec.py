@@ -119,18 +119,26 @@ class _PlainCodec(Codec):
             value = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise SerializationError(f"the stored text is not JSON: {error}") from error
-        return _unmark(value) if isinstance(value, dict) and _MARK in value else value
+        return _unmark(value) if _is_marker(value) else value
 
     def round_trip(self, value: Any) -> tuple[bytes, Any]:
-        kind: type[object] = type(value)
-        if kind in _SCALARS:
+        if type(value) in _SCALARS:
             return encode_plain(value), value
-        if kind in _MARKED and (kind is not dict or _MARK in value):
-            name, to_json, _ = _MARKED[kind]
-            data = encode_plain({_MARK: name, "value": to_json(value)})
-            return data, self.decode(data)
-        data = encode_plain(value)
-        return data, orjson.loads(data)
+        if type(value) not in _CARRIED:
+            data = encode_plain(value)
+            if not _is_marker(value):
+                return data, orjson.loads(data)
+        data = _marked(value)
+        return data, self.decode(data)
+
+
+def _is_marker(value: Any) -> bool:
+    return type(value) is dict and _MARK in value
+
+
+def _marked(value: Any) -> bytes:
+    name, to_json, _ = _MARKED[type(value)]
+    return encode_plain({_MARK: name, "value": to_json(value)})
 
 
 def _unmark(marker: Any) -> Any:
@@ -193,7 +201,9 @@ class _TypedCodec(Codec):
         difference = find_difference(value, copy)
         if difference is not None:
             path, reason = difference
-            raise SerializationError(f"{reason}; give it a type in {named(self.annotation)} that keeps it", path=path)
+            raise SerializationError(
+                f"{reason}; change it, or give it a type in {named(self.annotation)} that keeps it", path=path
+            )
         return data, copy
 
     def _lowered(self, value: Any) -> bytes:
@@ -249,6 +259,7 @@ def _typed_codec(annotation: Any, shape: Shape) -> Codec:
         import pydantic_core
 
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
+        adapter.rebuild(raise_errors=True)  # a name that is not defined raises here, not with the first value
         return _TypedCodec(
             annotation=annotation,
             shape=shape,

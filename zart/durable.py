@@ -183,7 +183,8 @@ def zart_durable(
     def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
         if body_parameter(function, what) is None:
             return DurableWithoutData(function, name, config, seconds, queue, priority)
-        return Durable(function, name, config, seconds, queue, priority)
+        made: Durable[Any, Any] = Durable(function, name, config, seconds, queue, priority)
+        return made
 
     return decorate
 

@@ -210,7 +210,10 @@ def retry_of(value: Retry, what: str = "retry") -> RetryConfig:
         return value
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"{what} must be a RetryConfig or one of the texts {_RETRY_FORMS}, got {value!r}")
-    return RetryConfig.parse(value)
+    try:
+        return RetryConfig.parse(value)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{what}: {error}") from None
 
 
 def _is_share(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import reprlib
 from collections.abc import Callable
 from datetime import datetime, time
 from decimal import Decimal
@@ -14,7 +15,9 @@ import msgspec
 
 _SEQUENCES = frozenset((list, tuple))
 _AT_PATH = re.compile(r"(.*) - at `(.*)`")
-_MOST_REASON = 300
+_LONGEST_REASON = 300
+_show = reprlib.Repr()
+_show.maxstring = _show.maxother = 80
 
 
 def find_difference(value: Any, copy: Any, path: str = "$") -> tuple[str, str] | None:
@@ -27,7 +30,7 @@ def find_difference(value: Any, copy: Any, path: str = "$") -> tuple[str, str] |
         return None
     parts, copied = _parts_of(value), _parts_of(copy)
     if parts is None or copied is None:
-        return None if _same_leaf(value, copy) else (path, f"{_shown(value)} would come back as {_shown(copy)}")
+        return None if _same_leaf(value, copy) else (path, f"{_show.repr(value)} would come back as {_show.repr(copy)}")
     if type(value) is not type(copy) and not {type(value), type(copy)} <= _SEQUENCES:
         return path, f"a {type(value).__qualname__} would come back as a {type(copy).__qualname__}"
     for step in [*parts, *copied]:
@@ -46,6 +49,8 @@ def find_refused(value: Any, lower: Callable[[Any], Any], path: str = "$") -> tu
     for step, part in (_parts_of(value) or {}).items():
         try:
             lower(part)
+        except RecursionError:
+            break
         except Exception:  # whatever it raises, it refuses
             return find_refused(part, lower, path + step)
     return path, value
@@ -57,13 +62,15 @@ def explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, msgspec.ValidationError):
         if located := _AT_PATH.fullmatch(text):
             text, path = located.groups()
-        text = text[:1].lower() + text[1:]
     elif type(error).__module__.startswith("pydantic") and hasattr(error, "errors"):
         first = cast("Any", error).errors()[0]
         text, path = first["msg"], "$" + "".join(_member(step) for step in first["loc"])
+    elif isinstance(error, RecursionError):
+        text = "it is nested too deep, or it contains itself"
     elif not isinstance(error, TypeError | ValueError):
         text = f"{type(error).__name__}: {text}"
-    return path, text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]}..."
+    text = text[:1].lower() + text[1:]
+    return path, text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def _parts_of(value: Any) -> dict[str, Any] | None:
@@ -75,7 +82,9 @@ def _parts_of(value: Any) -> dict[str, Any] | None:
     if isinstance(value, list | tuple):
         return {f"[{index}]": part for index, part in enumerate(cast("list[Any]", value))}
     if hasattr(kind, "__pydantic_fields__"):
-        names = [*kind.__pydantic_fields__, *(getattr(value, "__pydantic_extra__", None) or {})]
+        extra: dict[str, Any] = getattr(value, "__pydantic_extra__", None) or {}
+        private: dict[str, Any] = getattr(value, "__pydantic_private__", None) or {}
+        names = [*kind.__pydantic_fields__, *extra, *private]
     elif isinstance(value, msgspec.Struct):
         names = list(value.__struct_fields__)
     elif dataclasses.is_dataclass(value):
@@ -91,7 +100,7 @@ def _member(key: Any) -> str:
     """The step of a path to a key: `.name`, `["two words"]` or `[7]`."""
     if type(key) is str:
         return f".{key}" if key.isidentifier() and key.isascii() else f"[{json.dumps(key)}]"
-    return f"[{_shown(key)}]"
+    return f"[{key!a}]"
 
 
 def _equal(value: Any, copy: Any) -> bool:
@@ -108,8 +117,3 @@ def _same_leaf(value: Any, copy: Any) -> bool:
         # in an hour that a zone has twice or never, a datetime equals none of another zone
         return value.replace(tzinfo=None) == copy.replace(tzinfo=None) and value.utcoffset() == copy.utcoffset()
     return False
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -66,12 +66,13 @@ class Scheduler(Protocol):
 class DurableScheduler(Protocol):
     """Starts executions, waits for them, and looks at them.
 
-    Every method raises DatabaseError (DatabaseUnreachable, SchemaMissing, SchemaMismatch) when the database cannot serve,
-    and InvalidArgument for a value that cannot be used. `timeout` and `delay` are durations: seconds, timedelta or text.
+    Every method raises DatabaseError (DatabaseUnreachable, SchemaMissing, SchemaMismatch) when the database cannot
+    serve, and InvalidArgument for a value that cannot be used. `timeout` and `delay` are durations: seconds, timedelta
+    or text such as "1.5s".
 
-    `conn=` joins the caller's open asyncpg transaction: what the call writes is there when that commits, and never when it
-    rolls back. Until it ends, calls of others with the same id wait. In REPEATABLE READ or SERIALIZABLE an id that another
-    transaction has started meanwhile fails as a serialization error: run the transaction again.
+    `conn=` joins the caller's open asyncpg transaction: what the call writes is there when that commits, and never when
+    it rolls back. Until it ends, calls of others with the same id wait. In REPEATABLE READ or SERIALIZABLE an id that
+    another transaction started meanwhile is refused as a serialization error: run the transaction again.
     """
 
     async def start(

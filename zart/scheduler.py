@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -15,14 +13,7 @@ from zart.codec import PLAIN, codec_for, step_key
 from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
-from zart.errors import (
-    DatabaseUnreachable,
-    ExecutionAlreadyExists,
-    ExecutionNotFound,
-    InvalidArgument,
-    SerializationError,
-)
-from zart.hints import HintSender
+from zart.errors import DatabaseUnreachable, ExecutionNotFound, InvalidArgument, SerializationError
 from zart.model import (
     EventAnswer,
     ExecutionRecord,
@@ -37,18 +28,18 @@ from zart.names import checked_name
 from zart.postgres.connection import Connection, connect
 from zart.postgres.pool import Database, translated
 from zart.protocols import D, DurableScheduler, ExecutionHandle, R, Scheduler, T
-from zart.starting import Chunk, StartTerms, buckets_of, checked_id, checked_own_id, chunks, terms_by_name, terms_of
-from zart.store import executions, journal, migrate, queue, workers
-from zart.store.executions import Started
+from zart.starting import Starter
+from zart.store import executions, journal
+from zart.store import migrate as migrations
 from zart.store.statements import quoted, statement
+from zart.tables import Tables
+from zart.terms import StartTerms, checked_id, terms_by_name, terms_of
 from zart.waiting import Ending, EndingPoller, Found
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 __all__ = ["DurableScheduler", "ExecutionHandle", "PostgresScheduler", "Scheduler"]
-
-_START_TRIES = 3
 
 
 class PostgresScheduler(DurableScheduler):
@@ -60,13 +51,9 @@ class PostgresScheduler(DurableScheduler):
         ...     await scheduler.start("order-7", "fulfil", {"item": 3})
     """
 
-    def __init__(self, database: Database, schema: str) -> None:
-        self._database = database
-        self._schema = schema
-        self._settings: migrate.Settings | None = None
-        self._lanes: dict[tuple[str, str], int] = {}
-        self._preparing = asyncio.Lock()
-        self._hints = HintSender(self._send_hint)
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._starter = Starter(tables)
         self._endings = EndingPoller(self._look)
 
     @classmethod
@@ -84,22 +71,22 @@ class PostgresScheduler(DurableScheduler):
             DatabaseUnreachable: no connection can be made.
             InvalidArgument: the schema's name or a size cannot be used.
         """
-        return Connecting(cls, dsn, schema, min_pool_size, max_pool_size)
+        return Connecting(dsn, schema, min_pool_size, max_pool_size)
 
     @property
     def dsn(self) -> str:
         """The database's URL, password included: never print it."""
-        return self._database.dsn
+        return self._tables.database.dsn
 
     @property
     def schema(self) -> str:
-        return self._schema
+        return self._tables.schema
 
     async def close(self) -> None:
         """End all waits with an error, send the hints that are due, and close the connections."""
         await self._endings.close()
-        await self._hints.drain()
-        await self._database.close()
+        await self._starter.close()
+        await self._tables.database.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,18 +107,18 @@ class PostgresScheduler(DurableScheduler):
             InvalidArgument: the schema was made with another number of buckets.
             SchemaMismatch: the schema is newer than this zart.
         """
-        with translated("migrating", self._database.place):
-            connection = await connect(self._database.dsn, application_name="zart migrate")
-            try:
-                return await migrate.migrate(connection, self._schema, buckets)
-            finally:
-                connection.terminate()
+        connection = await connect(self.dsn, application_name="zart migrate")  # without the deadline of a call
+        try:
+            with translated("migrating", self._tables.database.place):
+                return await migrations.migrate(connection, self.schema, buckets)
+        finally:
+            connection.terminate()
 
     # -- Scheduler
 
     async def tick(self, outgoing: Sequence[Any]) -> list[asyncpg.Record]:
-        async with self._database.connection("ticking") as connection:
-            return await connection.fetch(statement("tick", self._schema), *outgoing)
+        async with self._tables.connection("ticking") as connection:
+            return await connection.fetch(statement("tick", self.schema), *outgoing)
 
     # -- starting
 
@@ -221,28 +208,231 @@ class PostgresScheduler(DurableScheduler):
         delay: Duration | None = None,
         conn: Connection | None = None,
     ) -> StartedMany:
-        terms = _terms(durable, queue, priority, delay)
-        inputs = [(checked_own_id(execution_id), terms.encode(execution_id, data)) for execution_id, data in items]
-        return await self._start_chunks(terms, chunks(inputs, await self._buckets()), conn)
+        if isinstance(durable, str):
+            terms = terms_by_name(
+                durable,
+                queue=DEFAULT_QUEUE if queue is None else queue,
+                priority=DEFAULT_PRIORITY if priority is None else priority,
+                delay=delay,
+            )
+        else:
+            terms = terms_of(durable.spec, queue=queue, priority=priority, delay=delay)
+        return await self._starter.start_many(terms, items, conn)
+
+    # -- looking
+
+    async def status(self, execution_id: str) -> ExecutionRecord:
+        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        async with self._tables.connection(f"reading execution {execution_id!r}") as connection:
+            for bucket in buckets:
+                if record := await executions.status(connection, self.schema, bucket, execution_id):
+                    return record
+        raise ExecutionNotFound(execution_id)
+
+    async def history(self, execution_id: str) -> list[StepRecord]:
+        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        async with self._tables.connection(f"reading the history of execution {execution_id!r}") as connection:
+            for bucket in buckets:
+                found = await journal.history(connection, self.schema, bucket, execution_id)
+                if found is not None:
+                    return found
+        raise ExecutionNotFound(execution_id)
+
+    async def list_executions(
+        self,
+        *,
+        status: ExecutionStatus | str | None = None,
+        task_name: str | None = None,
+        queue: str | None = None,
+        parent: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page[ExecutionRecord]:
+        wanted = _checked_status(status)
+        times = {"created_after": created_after, "created_before": created_before}
+        for name, time in times.items():
+            if time is not None and time.tzinfo is None:
+                raise InvalidArgument(f"{name} must have a time zone, got {time!r}")
+        if parent is None:
+            buckets: Sequence[int] = range(await self._tables.buckets())
+        else:
+            buckets = await self._tables.buckets_of(checked_id(parent))
+        async with self._tables.connection("listing executions") as connection:
+            return await executions.list_executions(
+                connection,
+                self.schema,
+                buckets,
+                status=wanted,
+                task_name=task_name,
+                queue=queue,
+                parent=parent,
+                created_after=created_after,
+                created_before=created_before,
+                limit=limit,
+                after=after,
+            )
+
+    # -- waiting
+
+    async def wait(self, execution_id: str, *, timeout: Duration | None = None) -> ExecutionRecord:
+        await self._endings.wait(checked_id(execution_id), _seconds(timeout))
+        return await self.status(execution_id)
+
+    async def wait_completion(self, execution_id: str, type: TypeForm[T], *, timeout: Duration | None = None) -> T:
+        codec = codec_for(type, where=f"result of execution {execution_id!r}")
+        result: T = (await self._endings.wait(checked_id(execution_id), _seconds(timeout))).output_by(codec)
+        return result
+
+    async def wait_for(
+        self, durable: DurableExecution[Any, R], execution_id: str, *, timeout: Duration | None = None
+    ) -> R:
+        ending = await self._endings.wait(checked_id(execution_id), _seconds(timeout))
+        result: R = ending.output_by(durable.spec.output_codec)
+        return result
+
+    @overload
+    async def start_and_wait_for(
+        self,
+        durable: DurableExecution[None, R],
+        execution_id: str,
+        data: None = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> R: ...
+    @overload
+    async def start_and_wait_for(
+        self,
+        durable: DurableExecution[D, R],
+        execution_id: str,
+        data: D,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> R: ...
+    async def start_and_wait_for(
+        self,
+        durable: DurableExecution[Any, Any],
+        execution_id: str,
+        data: Any = None,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
+        _seconds(timeout)
+        handle = await self.start_for(durable, execution_id, data, queue=queue, priority=priority, delay=delay)
+        return await handle.result(timeout=timeout)
+
+    # -- changing
+
+    async def cancel(self, execution_id: str, *, conn: Connection | None = None) -> bool:
+        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        async with self._tables.joined(conn, f"cancelling execution {execution_id!r}") as connection:
+            for bucket in buckets:
+                done = await executions.cancel(connection, self.schema, bucket, execution_id)
+                if done.what != "unknown":
+                    return done.what == "cancelled"
+        raise ExecutionNotFound(execution_id)
+
+    async def offer_event(
+        self, execution_id: str, name: str, payload: Any = None, *, conn: Connection | None = None
+    ) -> EventAnswer:
+        key = step_key(KeySpace.EVENT, checked_name(name, "the event"))
+        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        where = f"event {name!r} of execution {execution_id!r}"
+        try:
+            text = PLAIN.encode(payload).decode()
+        except SerializationError as error:
+            raise SerializationError(f"{error.reason} (payload of {where})", path=error.path) from error
+        async with self._tables.joined(conn, f"offering {where}") as connection:
+            for bucket in buckets:
+                offered = await journal.offer_event(connection, self.schema, bucket, execution_id, key, name, text)
+                if offered.answer is not None:
+                    return offered.answer
+        raise ExecutionNotFound(execution_id)
+
+    # -- how
 
     async def _start(
         self, terms: StartTerms, execution_id: str, data: Any, conn: Connection | None
     ) -> ExecutionHandle[Any]:
-        text = terms.encode(checked_own_id(execution_id), data)
-        (chunk,) = chunks([(execution_id, text)], await self._buckets())
-        lane = await self._lane(terms)
-        async with self._joining(conn, f"starting execution {execution_id!r}") as connection:
-            for _ in range(_START_TRIES):  # an execution that was there may be purged before it can be read
-                if found := await self._insert(connection, terms, lane, chunk):
-                    break
-            else:
-                raise AssertionError(f"execution {execution_id!r} comes and goes")
-            if conn is not None and found[0].created:
-                await self._send_hint_on(conn, chunk.bucket, terms.queue, terms.task_name)
-        if conn is None and found[0].created:
-            self._hints.send(chunk.bucket, terms.queue, terms.task_name)
+        started = await self._starter.start(terms, execution_id, data, conn)
 
-        async def result(timeout: Duration | None) -> Any:  # noqa: ASYNC109
-            return await self._result(terms, execution_id, timeout)
+        async def result(timeout: Duration | None) -> Any:
+            ending = await self._endings.wait(execution_id, _seconds(timeout), exists=conn is None)
+            return ending.output_by(terms.output_codec)
 
-        return ExecutionHandle(execution_id, found[0].created, result)
+        return ExecutionHandle(execution_id, started.created, result)
+
+    async def _look(self, ids: Sequence[str], unsure: Sequence[str]) -> Found:
+        groups = await self._tables.by_bucket(ids)
+        endings: dict[str, Ending] = {}
+        async with self._tables.connection(f"waiting for {len(ids)} executions") as connection:
+            for bucket, here in groups.items():
+                for row in await executions.waited_for(connection, self.schema, bucket, here):
+                    endings[row["execution_id"]] = Ending(
+                        execution_id=row["execution_id"],
+                        task_name=row["task_name"],
+                        status=StoredStatus(row["status"]),
+                        output=row["output"],
+                        error=row["error"],
+                    )
+            missing = set(unsure) - endings.keys()
+            for bucket, here in (await self._tables.by_bucket(missing)).items():
+                missing -= await executions.existing(connection, self.schema, bucket, here)
+        return Found(endings, missing)
+
+
+class Connecting:
+    """A connection being made: await it, or use it with `async with`."""
+
+    def __init__(self, dsn: str | None, schema: str, min_pool_size: int, max_pool_size: int) -> None:
+        self._dsn, self._schema = dsn, schema
+        self._min_pool_size, self._max_pool_size = min_pool_size, max_pool_size
+        self._scheduler: PostgresScheduler | None = None
+
+    def __await__(self) -> Generator[Any, Any, PostgresScheduler]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> PostgresScheduler:
+        self._scheduler = await self._connect()
+        return self._scheduler
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._scheduler is not None
+        await self._scheduler.close()
+
+    async def _connect(self) -> PostgresScheduler:
+        dsn = self._dsn or os.environ.get("DATABASE_URL")
+        if not dsn:
+            raise DatabaseUnreachable("no database is named: pass its URL, or set DATABASE_URL")
+        if not 0 <= self._min_pool_size <= self._max_pool_size or self._max_pool_size < 1:
+            raise InvalidArgument(
+                f"pool sizes must be 0 <= min_pool_size <= max_pool_size and max_pool_size >= 1,"
+                f" got {self._min_pool_size} and {self._max_pool_size}"
+            )
+        quoted(self._schema)
+        database = await Database.open(
+            dsn, application_name="zart scheduler", min_size=self._min_pool_size, max_size=self._max_pool_size
+        )
+        return PostgresScheduler(Tables(database, self._schema))
+
+
+def _seconds(timeout: Duration | None) -> float | None:
+    return None if timeout is None else seconds_of(timeout, "timeout")
+
+
+def _checked_status(status: ExecutionStatus | str | None) -> ExecutionStatus | None:
+    try:
+        return None if status is None else ExecutionStatus(status)
+    except ValueError:
+        known = ", ".join(each.value for each in ExecutionStatus)
+        raise InvalidArgument(f"status must be one of {known}; got {status!r}") from None

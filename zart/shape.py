@@ -8,7 +8,8 @@ import typing
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Never, NoReturn
+from itertools import chain
+from typing import Any, Literal, Never, NoReturn
 
 import msgspec
 from msgspec.inspect import (
@@ -80,7 +81,7 @@ def shape_of(annotation: Any) -> Shape:
     """
     if any(annotation is nothing for nothing in _NOTHING_SAID):
         return Shape(anything=True)
-    parts = list(_parts(annotation, set()))
+    parts = list(_parts(annotation, {}))
     unordered = any(part in _SETS for part in parts)
     if any(map(_is_pydantic, parts)):
         return Shape(unordered=unordered, pydantic=True)
@@ -106,39 +107,35 @@ def named(annotation: Any) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def _parts(annotation: Any, seen: set[Any]) -> Iterator[Any]:
-    """Every type that an annotation is made of, down into the fields of classes."""
-    arguments = typing.get_args(annotation)
-    kind = typing.get_origin(annotation) or annotation
+def _parts(annotation: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """Every type that an annotation is made of, down into the fields of classes, and what `Annotated` adds."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    kind = annotation if origin is None else origin
     yield kind
-    if kind is Annotated:
-        arguments = arguments[:1]
-    elif kind is Literal:
-        arguments = ()
-    elif hasattr(kind, "__value__") or hasattr(kind, "__supertype__"):  # of `type X = ...` and NewType
-        arguments = (*arguments, getattr(kind, "__value__", None) or kind.__supertype__)
-    if isinstance(kind, abc.Hashable) and kind not in seen:
-        seen.add(kind)
-        arguments = (*arguments, *_field_types(kind))
-    for argument in arguments:
+    for argument in () if kind is Literal else arguments:
         yield from _parts(argument, seen)
+    if id(kind) not in seen:
+        seen[id(kind)] = kind
+        for part in _inner_types(kind):
+            yield from _parts(part, seen)
 
 
-def _field_types(kind: Any) -> list[Any]:
-    if not inspect.isclass(kind):
-        return []
-    model_fields: Any = getattr(kind, "__pydantic_fields__", None)
-    if model_fields is not None:
-        return [field.annotation for field in model_fields.values()]
-    if (
-        issubclass(kind, msgspec.Struct)
-        or dataclasses.is_dataclass(kind)
-        or typing.is_typeddict(kind)
-        or hasattr(kind, "_fields")
-        or hasattr(kind, "__attrs_attrs__")
-    ):
+def _inner_types(kind: Any) -> list[Any]:
+    if hasattr(kind, "__value__"):  # type X = ...
+        return [kind.__value__]
+    if hasattr(kind, "__supertype__"):  # NewType
+        return [kind.__supertype__]
+    if hasattr(kind, "__pydantic_fields__"):
+        return [field.annotation for field in kind.__pydantic_fields__.values()]
+    if inspect.isclass(kind) and _has_fields(kind):
         return list(typing.get_type_hints(kind, include_extras=True).values())
     return []
+
+
+def _has_fields(kind: Any) -> bool:
+    if isinstance(kind, type(msgspec.Struct)) or dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+        return True
+    return hasattr(kind, "__attrs_attrs__") or hasattr(kind, "_fields")  # the latter of NamedTuple
 
 
 def _is_pydantic(part: Any) -> bool:
@@ -151,11 +148,10 @@ def _nodes(node: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(node))
     yield node
-    for name in node.__struct_fields__:
-        value = getattr(node, name)
-        for child in value if type(value) is tuple else (value,):
-            if isinstance(child, Type | Field):
-                yield from _nodes(child, seen)
+    held = [getattr(node, name) for name in node.__struct_fields__]
+    for child in chain(held, *filter(lambda value: isinstance(value, tuple), held)):
+        if isinstance(child, Type | Field):
+            yield from _nodes(child, seen)
 
 
 def _is_json(node: Any) -> bool:

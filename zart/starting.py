@@ -1,4 +1,4 @@
-"""What a start asks for, checked before anything reaches the database."""
+"""Starting executions: rows in chunks, lanes made when missing, idle workers told."""
 
 from __future__ import annotations
 
@@ -7,134 +7,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from zart.codec import PLAIN, Codec, bucket_of
-from zart.config import MAX_EXECUTION_ID_BYTES
-from zart.duration import Duration, seconds_of
-from zart.engine.spec import DurableSpec
-from zart.errors import InvalidArgument, SerializationError
-from zart.names import checked_name
+from zart.codec import bucket_of
+from zart.errors import ExecutionAlreadyExists
+from zart.hints import HintSender
+from zart.model import StartedMany
+from zart.postgres.connection import Connection
+from zart.store import executions, queue, workers
+from zart.store.executions import Started
+from zart.tables import Tables
+from zart.terms import StartTerms, checked_own_id
 
-MAX_PRIORITY = 1000
-MAX_INPUT_BYTES = 64 * 1024 * 1024
-
-# One statement of start_many: enough rows to make the round trip cheap, few enough to keep memory and locks short.
+# One statement of many rows: enough to make the round trip cheap, few enough to keep memory and locks short.
 CHUNK_ROWS = 1_000
 CHUNK_BYTES = 8 * 1024 * 1024
-
-_RESERVED = "zart:"
-
-
-@dataclass(frozen=True, slots=True)
-class StartTerms:
-    """What the executions of one call have in common. Durations in seconds."""
-
-    task_name: str
-    queue: str
-    priority: int
-    delay: float | None
-    max_retries: int
-    timeout: float | None
-    codec: Codec
-    takes_data: bool = True
-
-    def encode(self, execution_id: str, data: Any) -> str:
-        """The input as JSON text.
-
-        Raises:
-            SerializationError: it cannot be kept as it is; names the execution.
-        """
-        if not self.takes_data:
-            if data is not None:
-                raise InvalidArgument(f"{self.task_name!r} takes no data, so execution {execution_id!r} cannot have any")
-            return "null"
-        try:
-            text = self.codec.encode(data)
-        except SerializationError as error:
-            raise SerializationError(f"{error.reason} (input of execution {execution_id!r})", path=error.path) from error
-        if len(text) > MAX_INPUT_BYTES:
-            raise SerializationError(
-                f"{len(text):,} bytes are more than the {MAX_INPUT_BYTES:,} allowed, keep it elsewhere and pass where"
-                f" it is (input of execution {execution_id!r})"
-            )
-        return text.decode()
-
-
-def terms_by_name(task_name: object, *, queue: object, priority: object, delay: Duration | None) -> StartTerms:
-    """Terms of a task that this process need not know: any JSON data, no retries, no timeout of its own.
-
-    Raises:
-        InvalidArgument: a value cannot be used.
-    """
-    return StartTerms(
-        task_name=checked_name(task_name, "the task"),
-        queue=checked_name(queue, "the queue"),
-        priority=_checked_priority(priority),
-        delay=None if delay is None else seconds_of(delay, "delay"),
-        max_retries=0,
-        timeout=None,
-        codec=PLAIN,
-    )
-
-
-def terms_of(spec: DurableSpec, *, queue: object, priority: object, delay: Duration | None) -> StartTerms:
-    """Terms of a durable function; `queue` and `priority` None take what it declares.
-
-    Raises:
-        InvalidArgument: a value cannot be used.
-    """
-    return StartTerms(
-        task_name=spec.task_name,
-        queue=spec.queue if queue is None else checked_name(queue, "the queue"),
-        priority=spec.priority if priority is None else _checked_priority(priority),
-        delay=None if delay is None else seconds_of(delay, "delay"),
-        max_retries=spec.retry.retries,
-        timeout=spec.timeout,
-        codec=spec.input_codec,
-        takes_data=spec.takes_data,
-    )
-
-
-def checked_id(execution_id: object) -> str:
-    """The id, if an execution can have it, including those that zart gives to children.
-
-    Raises:
-        InvalidArgument: it cannot.
-    """
-    if not isinstance(execution_id, str) or not execution_id:
-        raise InvalidArgument(f"execution_id must be text of at least one character, got {execution_id!r}")
-    if "\0" in execution_id:
-        raise InvalidArgument(f"execution_id must not hold a NUL character, got {execution_id!r}")
-    try:
-        size = len(execution_id.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"execution_id holds half of a surrogate pair: {execution_id!r}") from None
-    if size > MAX_EXECUTION_ID_BYTES:
-        raise InvalidArgument(
-            f"execution_id has {size} bytes, {MAX_EXECUTION_ID_BYTES} are allowed: {execution_id[:60]!r}..."
-        )
-    return execution_id
-
-
-def checked_own_id(execution_id: object) -> str:
-    """The id, if a caller may give it to an execution.
-
-    Raises:
-        InvalidArgument: it cannot be used, or belongs to zart.
-    """
-    checked = checked_id(execution_id)
-    if checked.startswith(_RESERVED):
-        raise InvalidArgument(f"execution_id {checked!r} begins with {_RESERVED!r}, which zart keeps for children")
-    return checked
-
-
-def buckets_of(execution_id: str, buckets: int) -> Sequence[int]:
-    """Where an execution can be: one bucket, or all for a child, which lives in its root's."""
-    return range(buckets) if execution_id.startswith(_RESERVED) else (bucket_of(execution_id, buckets),)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows of one statement: one bucket, ids in order."""
+    """Rows of one statement, all of one bucket, by id."""
 
     bucket: int
     ids: list[str]
@@ -142,9 +32,9 @@ class Chunk:
 
 
 def chunks(inputs: Iterable[tuple[str, str]], buckets: int) -> Iterator[Chunk]:
-    """Rows for the statements of one transaction, in one order for all callers: by bucket, then by id.
+    """Rows (id, JSON text) for the statements of one transaction, in one order for all callers: by bucket, then by id.
 
-    Text order by code point is what `collate "C"` gives, so overlapping calls lock in the same order and never deadlock.
+    Python's order of text is that of `collate "C"`, so overlapping calls lock in the same order and never deadlock.
     Of an id that comes twice the first row counts.
     """
     by_bucket: dict[int, dict[str, str]] = {}
@@ -167,7 +57,97 @@ def _take(rows: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
     return taken
 
 
-def _checked_priority(priority: object) -> int:
-    if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
-        raise InvalidArgument(f"priority must be a whole number from 0 (first) to {MAX_PRIORITY} (last), got {priority!r}")
-    return priority
+class Starter:
+    """Starts executions in the tables of one schema."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._lanes: dict[tuple[str, str], int] = {}
+        self._hints = HintSender(self._send_hint)
+
+    async def close(self) -> None:
+        """Wait for hints that are on their way."""
+        await self._hints.drain()
+
+    async def start(self, terms: StartTerms, execution_id: str, data: Any, conn: Connection | None) -> Started:
+        """Start one execution, or find the one that has its id.
+
+        Raises:
+            ExecutionAlreadyExists: that one is of another task.
+            InvalidArgument, SerializationError: id or data cannot be used.
+        """
+        text = terms.encode(checked_own_id(execution_id), data)
+        (chunk,) = chunks([(execution_id, text)], await self._tables.buckets())
+        lane = await self._lane(terms)
+        async with self._tables.joined(conn, f"starting execution {execution_id!r}") as connection:
+            (started,) = await self._insert(connection, terms, lane, chunk)
+            if started.created and conn is not None:
+                await self._hint_within(connection, terms, [chunk.bucket])
+        if started.created and conn is None:
+            self._hint_after(terms, [chunk.bucket])
+        return started
+
+    async def start_many(
+        self, terms: StartTerms, items: Iterable[tuple[str, Any]], conn: Connection | None
+    ) -> StartedMany:
+        """Start many executions in one transaction; raises as `start`, and then none is started."""
+        inputs = [(checked_own_id(execution_id), terms.encode(execution_id, data)) for execution_id, data in items]
+        rows = list(chunks(inputs, await self._tables.buckets()))
+        touched = sorted({chunk.bucket for chunk in rows})
+        lane = await self._lane(terms)
+        existing: list[str] = []
+        async with self._tables.joined(conn, f"starting {len(inputs)} executions of {terms.task_name!r}") as connection:
+            async with connection.transaction():
+                for chunk in rows:
+                    found = await self._insert(connection, terms, lane, chunk)
+                    existing += [each.execution_id for each in found if not each.created]
+            if conn is not None:
+                await self._hint_within(connection, terms, touched)
+        if conn is None:
+            self._hint_after(terms, touched)
+        return StartedMany(sum(len(chunk.ids) for chunk in rows) - len(existing), tuple(existing))
+
+    async def _insert(self, connection: Connection, terms: StartTerms, lane: int, chunk: Chunk) -> list[Started]:
+        """One statement. Gives back those that existed, and a single one whether it did or not."""
+        found = await executions.start(
+            connection,
+            self._tables.schema,
+            chunk.bucket,
+            chunk.ids,
+            chunk.inputs,
+            task_name=terms.task_name,
+            lane=lane,
+            priority=terms.priority,
+            delay=terms.delay,
+            max_retries=terms.max_retries,
+            timeout=terms.timeout,
+        )
+        for each in found:
+            if each.task_name != terms.task_name:
+                raise ExecutionAlreadyExists(each.execution_id, each.task_name, terms.task_name)
+        if not found and len(chunk.ids) == 1:  # the one that existed was deleted before it could be read
+            return await self._insert(connection, terms, lane, chunk)
+        return found
+
+    async def _lane(self, terms: StartTerms) -> int:
+        """The number of queue and task; a missing one is made outside of the caller's transaction, so nobody waits."""
+        pair = (terms.queue, terms.task_name)
+        if pair not in self._lanes:
+            async with self._tables.connection(f"adding task {pair[1]!r} to queue {pair[0]!r}") as connection:
+                self._lanes |= await queue.add_lanes(connection, self._tables.schema, [pair])
+        return self._lanes[pair]
+
+    # Work that is due later is found by polling: nobody needs a hint for it.
+
+    def _hint_after(self, terms: StartTerms, buckets: Sequence[int]) -> None:
+        for bucket in () if terms.delay else buckets:
+            self._hints.send(bucket, terms.queue, terms.task_name)
+
+    async def _hint_within(self, connection: Connection, terms: StartTerms, buckets: Sequence[int]) -> None:
+        """PostgreSQL sends it at the commit. A worker that goes idle before that commit finds the work by polling."""
+        for bucket in () if terms.delay else buckets:
+            await workers.hint(connection, self._tables.schema, bucket, terms.queue, terms.task_name)
+
+    async def _send_hint(self, bucket: int, queue: str, task_name: str) -> None:
+        async with self._tables.connection(f"sending a hint for {task_name!r}") as connection:
+            await workers.hint(connection, self._tables.schema, bucket, queue, task_name)

@@ -1,7 +1,7 @@
 """What every command shares: how it ends, and how it says what is wrong.
 
-Exit codes: 0 done, 1 the thing asked about failed, 2 the command cannot be carried out as it was given. A user's mistake is
-one line on stderr; a traceback is a defect of zart.
+Exit codes: 0 done, 1 the thing asked about failed, 2 the command cannot be carried out as it was given. A user's
+mistake is one line on stderr; a traceback is a defect of zart.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def parse_json(text: str, option: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidArgument(
-            f"{option} is not JSON: {reason}; quote it for the shell, as in {option} '{{\"name\": \"value\"}}'"
+            f'{option} is not JSON: {reason}; quote it for the shell, as in {option} \'{{"name": "value"}}\''
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`zart demo`: onboard many customers durably, kill a worker half-way, and check in the database that nothing is lost."""
+"""`zart demo`: onboard many customers, kill a worker half-way, and check in the database that nothing is lost."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ class Kill:
 
 def demo(
     procs: Annotated[int, typer.Option(metavar="N", help="Worker processes.")] = 2,
-    executions: Annotated[int, typer.Option(metavar="N", min=1, max=9_999_999, help="Executions of five steps.")] = 20_000,
+    executions: Annotated[
+        int, typer.Option(metavar="N", min=1, max=9_999_999, help="Executions, of five steps each.")
+    ] = 20_000,
 ) -> None:
-    """See it work: drain durable executions on a PostgreSQL of their own, kill a worker half-way, check every result.
+    """See it work: 20,000 durable executions, a worker killed half-way, every result checked.
 
     Needs no database and leaves nothing behind. Exit code 1: the check found something wrong.
     """

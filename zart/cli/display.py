@@ -33,7 +33,12 @@ class Display:
         self._shown_at = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("draining"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("draining"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
             self._progress = Progress(*columns, console=console, auto_refresh=False)
             self._bar = self._progress.add_task("", total=executions, facts="")
 
@@ -69,7 +74,9 @@ class Display:
     def _facts(self) -> str:
         (began, executions, steps), (now, executions_now, steps_now) = self._samples[0], self._samples[-1]
         seconds = max(now - began, 1e-3)
-        rates = f"{(executions_now - executions) / seconds:,.0f} executions/s  {(steps_now - steps) / seconds:,.0f} steps/s"
+        rates = (
+            f"{(executions_now - executions) / seconds:,.0f} executions/s  {(steps_now - steps) / seconds:,.0f} steps/s"
+        )
         return f"{rates}  {claim_latency(self._board)}"
 
 

@@ -28,7 +28,9 @@ def start(
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Queue to put it in.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 runs first.")] = None,
-    delay: Annotated[str, typer.Option(metavar="DURATION", help="Run it no sooner, as 500ms, 30s, 10m, 2h, 3d.")] = "0s",
+    delay: Annotated[
+        str, typer.Option(metavar="DURATION", help="Run it no sooner, as 500ms, 30s, 10m, 2h, 3d.")
+    ] = "0s",
     database_url: DatabaseUrl = None,
     embedded: Embedded = None,
     schema: Schema = SchemaDefault,
@@ -48,7 +50,11 @@ def start(
     if as_json:
         print_json({"execution_id": wanted_id, "created": created})
     else:
-        print(f"started {one_line(wanted_id)}" if created else f"{one_line(wanted_id)} existed already, it was not started again")
+        print(
+            f"started {one_line(wanted_id)}"
+            if created
+            else f"{one_line(wanted_id)} existed already, it was not started again"
+        )
 
 
 def status(
@@ -77,7 +83,10 @@ def wait(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until an execution has ended and show it. Exit code 1: it ended without a result, or not in time."""
+    """Wait until an execution has ended and show it.
+
+    Exit code 1: it ended without a result, or not in time.
+    """
     seconds = None if timeout is None else seconds_of(timeout, "--timeout")
 
     async def work(scheduler: PostgresScheduler) -> ExecutionRecord:
@@ -99,7 +108,10 @@ def cancel(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel an execution. Exit code 1: it had ended before."""
+    """Cancel an execution.
+
+    Exit code 1: it had ended before.
+    """
 
     async def work(scheduler: PostgresScheduler) -> bool:
         return await scheduler.cancel(execution_id)
@@ -163,7 +175,10 @@ def event(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """Offer an event to an execution; the first of a name wins. Exit code 1: it was not the first, or came too late."""
+    """Offer an event to an execution; the first of a name wins.
+
+    Exit code 1: it was not the first, or came too late.
+    """
     payload = parse_json(data, "--data")
 
     async def work(scheduler: PostgresScheduler) -> EventAnswer:

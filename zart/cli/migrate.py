@@ -16,7 +16,9 @@ from zart.store.migrate import migration_script
 def migrate(
     buckets: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Parts the data is made of, chosen once; more than 1 is for Citus. [default: 1]"),
+        typer.Option(
+            min=1, max=1024, help="Parts the data is made of, chosen once; more than 1 is for Citus. [default: 1]"
+        ),
     ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL and touch no database.")] = False,
     database_url: DatabaseUrl = None,
@@ -24,7 +26,10 @@ def migrate(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """Make zart's tables, or bring them up to date. Safe to run twice and at the same time."""
+    """Make zart's tables, or bring them up to date.
+
+    Safe to run twice, and by many at once.
+    """
     if sql:
         print(migration_script(schema, buckets if buckets is not None else 1))
         return

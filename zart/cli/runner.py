@@ -21,7 +21,7 @@ _DEFAULTS = WorkerConfig()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class LogFormat(str, enum.Enum):
+class LogFormat(enum.StrEnum):
     """How log lines look."""
 
     CONSOLE = "console"
@@ -82,7 +82,7 @@ def runner(
 ) -> None:
     """Run durable functions with a fleet of worker processes, until SIGTERM.
 
-    SIGTERM drains: running steps end, the rest is handed back. A second one kills the workers; nothing is lost then either.
+    SIGTERM drains: running steps end, the rest is handed back. A second one kills the workers and loses nothing.
 
     Example: zart-runner --procs 16 --app myapp.workflows --database-url postgresql://zart@db/app
     """

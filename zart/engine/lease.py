@@ -8,7 +8,6 @@ database all leases have run out, and nobody is dead.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
 from typing import Final
 
 from zart.metrics import Place

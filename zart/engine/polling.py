@@ -52,6 +52,11 @@ AT_ONCE: Final = Pace(0.0, 0)
 """Ask now: something has changed."""
 
 
+def is_worth_a_claim(free: int, slots: int) -> bool:
+    """True when so many free slots are worth asking for work: a few among many are not, so that claims stay batched."""
+    return free >= max(1, slots // 8)
+
+
 @dataclass(slots=True)
 class _Seen:
     worker_id: int = 0
@@ -81,8 +86,8 @@ class Presence:
                 self._seen[index] = seen = _Seen(place.worker_id, place.words[TICKS], now, now)
             if place.words[TICKS] != seen.ticks:
                 seen.ticks, seen.ticked_at = place.words[TICKS], now
-            room = place.ready and not place.draining and place.held < self._slots
-            if room and (place.idle or now - seen.ticked_at >= QUIET):
+            room = is_worth_a_claim(self._slots - place.held, self._slots)
+            if room and place.ready and not place.draining and (place.idle or now - seen.ticked_at >= QUIET):
                 seen.takes_at = now
                 found.append((1 - place.idle, place.held, index))
         return [index for _, _, index in sorted(found)]

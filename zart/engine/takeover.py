@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +19,7 @@ _MAX_PAUSE: Final = 1.0
 _log = logger("takeover")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Takeover:
     """One worker in one bucket, on its way out.
 
@@ -32,6 +33,8 @@ class Takeover:
         entered: the worker is marked dead, and can write nothing more.
         done: nothing names the worker any more.
         due: monotonic time of the next try.
+        freed: how many claims were freed so far.
+        finished: set when done.
     """
 
     bucket: int
@@ -39,9 +42,11 @@ class Takeover:
     proof: bool
     blame: Sequence[int] | None
     after: Takeover | None = None
-    entered: bool = False
-    done: bool = False
-    due: float = 0.0
+    entered: bool = field(default=False, init=False)
+    done: bool = field(default=False, init=False)
+    due: float = field(default=0.0, init=False)
+    freed: int = field(default=0, init=False)
+    finished: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _pause: float = field(default=_FIRST_PAUSE, init=False)
     _busy_since: float | None = field(default=None, init=False)
 
@@ -62,11 +67,15 @@ class Takeover:
         elif now - self._busy_since >= EVICT_AFTER:
             await self._end_stalemate(connection, schema)
             self._busy_since = now
+        if self.done:
+            self.finished.set()
         self.due = now + self._pause
         self._pause = min(self._pause * 2, _MAX_PAUSE)
         freed = len(answer.freed)
+        self.freed += freed
         if freed:
-            _log.info("took over %d executions of worker %d", freed, self.worker_id, extra=fields(worker=self.worker_id))
+            about = fields(worker=self.worker_id)
+            _log.info("took over %d executions of worker %d", freed, self.worker_id, extra=about)
         return freed
 
     async def _end_stalemate(self, connection: Connection, schema: str) -> None:

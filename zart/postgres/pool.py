@@ -21,8 +21,10 @@ _MISSING = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg
 class Database:
     """Connections to one database, each call with a deadline.
 
+    `dsn` is kept for whoever needs a connection of its own and never printed; `place` names the database in messages.
+
     Args:
-        dsn: the database's URL, kept for whoever needs a connection of its own; it is never printed.
+        dsn: the database's URL.
         application_name: how its connections show in pg_stat_activity.
         min_size, max_size: how many connections are kept open, and how many there may be.
 
@@ -33,6 +35,7 @@ class Database:
 
     def __init__(self, dsn: str, pool: asyncpg.Pool) -> None:
         self.dsn, self._pool = dsn, pool
+        self.place = describe(dsn)
 
     @classmethod
     async def open(cls, dsn: str, *, application_name: str, min_size: int, max_size: int) -> Database:
@@ -48,7 +51,11 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections, those in use after their call."""
-        await self._pool.close()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
 
     @asynccontextmanager
     async def connection(self, doing: str) -> AsyncGenerator[Connection]:
@@ -60,7 +67,7 @@ class Database:
             SchemaMissing: a table or function is not there.
             DatabaseError: any other answer of the server.
         """
-        with translated(doing, describe(self.dsn)):
+        with translated(doing, self.place):
             async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
                 try:
                     yield connection

@@ -121,7 +121,8 @@ class _Arbiter:
             self._wait(_LOOK_INTERVAL)
         if status == 0 or self._stop_at is not None:
             return ""
-        return self._board.said() or f"{self._options.app} cannot be served: trying it ended in {describe_status(status)}"
+        ending = describe_status(status)
+        return self._board.said() or f"{self._options.app} cannot be served: loading it to try ended with {ending}"
 
     def _serve(self) -> None:
         while not self._is_over():

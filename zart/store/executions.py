@@ -47,7 +47,7 @@ async def start(
     priority: int,
     delay: float = 0.0,
     max_retries: int = 0,
-    timeout: float | None = None,  # noqa: ASYNC109, a column of the record
+    timeout: float | None = None,
     traceparent: str | None = None,
 ) -> list[Started]:
     """Start executions of one task, all of one bucket, in one statement.

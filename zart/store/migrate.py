@@ -53,15 +53,12 @@ async def migrate(connection: Connection, schema: str, buckets: int | None = Non
     for migration in migrations(schema):
         async with connection.transaction():
             await connection.execute(_lock(schema))
-            if await _version(connection, schema) < migration.version:
-                await connection.execute(_whole(schema, migration, buckets))
+            version = await _version(connection, schema)
+            chosen = await _settle_buckets(connection, schema, buckets, version)
+            if version < migration.version:
+                await connection.execute(_whole(schema, migration, chosen))
                 applied.append(migration.name)
-    settings = await check_schema(connection, schema)
-    if buckets is not None and buckets != settings.buckets:
-        raise InvalidArgument(
-            f"schema {schema!r} was made with {settings.buckets} buckets and cannot be changed to {buckets};"
-            " leave the number out, or migrate into another schema"
-        )
+    await check_schema(connection, schema)
     return applied
 
 
@@ -86,11 +83,11 @@ async def check_schema(connection: Connection, schema: str) -> Settings:
 def migration_script(schema: str, buckets: int | None = None) -> str:
     """All migrations as one text for psql, for a database that has no zart tables in this schema yet."""
     _check_buckets(buckets)
-    parts = [
-        f"-- {migration.name}\nbegin;\n{_lock(schema)};\n{_whole(schema, migration, buckets)}commit;\n"
-        for migration in migrations(schema)
-    ]
-    return "\\set ON_ERROR_STOP on\n" + "\n".join(parts)
+    parts = ["\\set ON_ERROR_STOP on\n"]
+    for migration in migrations(schema):
+        whole = _whole(schema, migration, buckets or DEFAULT_BUCKETS)
+        parts.append(f"-- {migration.name}\nbegin;\n{_lock(schema)};\n{whole}commit;\n")
+    return "\n".join(parts)
 
 
 def migrations(schema: str) -> list[Migration]:
@@ -113,16 +110,15 @@ def _lock(schema: str) -> str:
     return f"select pg_advisory_xact_lock({key})"
 
 
-def _whole(schema: str, migration: Migration, buckets: int | None) -> str:
+def _whole(schema: str, migration: Migration, buckets: int) -> str:
     """One migration with what goes before and after it: plain statements without parameters, for any client."""
-    chosen = buckets or DEFAULT_BUCKETS
     values = {
         ":schema_text": _literal(schema),
         ":schema_name": quoted(schema),
         ":version": str(migration.version),
         ":migration": _literal(migration.name),
-        ":buckets": _literal(str(chosen)),
-        ":by_bucket": "bucket," if chosen > 1 else "",
+        ":buckets": _literal(str(buckets)),
+        ":by_bucket": "bucket," if buckets > 1 else "",
     }
     text = "".join((statement("begin_migration", schema), migration.text, statement("end_migration", schema)))
     for name, value in values.items():
@@ -132,6 +128,23 @@ def _whole(schema: str, migration: Migration, buckets: int | None) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+async def _settle_buckets(connection: Connection, schema: str, wanted: int | None, version: int) -> int:
+    """The number of buckets chosen at the first migration, or to be chosen with it.
+
+    Raises:
+        InvalidArgument: another number is wanted now.
+    """
+    if version == 0:
+        return wanted or DEFAULT_BUCKETS
+    settled: int = await connection.fetchval(statement("read_buckets", schema))
+    if wanted not in (None, settled):
+        raise InvalidArgument(
+            f"schema {schema!r} was made with {settled} buckets and cannot be changed to {wanted};"
+            " leave the number out, or migrate into another schema"
+        )
+    return settled
 
 
 async def _version(connection: Connection, schema: str) -> int:

@@ -35,8 +35,9 @@ def quoted(schema: str) -> str:
     Raises:
         InvalidArgument: it is empty, longer than 63 bytes, or has a character that cannot stand in a function's body.
     """
-    if not schema or len(schema.encode()) > _LONGEST_IDENTIFIER or not schema.isprintable() or "$" in schema:
+    usable = schema.isprintable() and not set("$:") & set(schema)
+    if not usable or not 1 <= len(schema.encode()) <= _LONGEST_IDENTIFIER:
         raise InvalidArgument(
-            f"schema must be a name of 1 to {_LONGEST_IDENTIFIER} bytes, printable and without '$', got {schema!r}"
+            f"schema must be a name of 1 to {_LONGEST_IDENTIFIER} bytes, printable, without '$' and ':', got {schema!r}"
         )
     return '"' + schema.replace('"', '""') + '"'

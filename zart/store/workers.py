@@ -24,10 +24,14 @@ class Freed:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """What one call of `take_over_worker` did. Unless `gone`, rows were locked or its last tick still commits."""
+    """What one call of `take_over_worker` did. Unless `gone`, rows were locked or its last tick still commits.
+
+    `busy`: the worker itself is locked, or its lease lives, so nothing was done yet.
+    """
 
     gone: bool
     freed: tuple[Freed, ...]
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +138,7 @@ async def read_leases(connection: Connection, schema: str, buckets: Sequence[int
     return [WorkerLease(row["id"], row["bucket"], row["lease_until"], row["remaining"]) for row in rows]
 
 
-async def read_services(
-    connection: Connection, schema: str, bucket: int, worker_ids: Sequence[int]
-) -> list[Service]:
+async def read_services(connection: Connection, schema: str, bucket: int, worker_ids: Sequence[int]) -> list[Service]:
     """What the given workers have registered to serve; those not registered are left out."""
     rows = await connection.fetch(statement("read_services", schema), bucket, worker_ids)
     return [

@@ -49,7 +49,7 @@ create table :schema.zart_queue(
   autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
   autovacuum_analyze_scale_factor = 0.2, autovacuum_analyze_threshold = 5000
 );
--- :by_bucket is "bucket," when there are several: claims from an empty bucket never walk the backlog of the others.
+-- Of several buckets, claims from an empty one never walk the backlog of the others: then the bucket leads this key.
 create index zart_queue_due on :schema.zart_queue(:by_bucket lane, priority, run_at) where worker is null;
 create index zart_queue_held on :schema.zart_queue(worker, id) where worker is not null;
 

@@ -1,0 +1,1 @@
+"""Benchmarks of zart: the engine against the raw floor of the same PostgreSQL, in one run. See README.md."""

@@ -1,0 +1,104 @@
+"""One embedded PostgreSQL per test session, a fresh database per test.
+
+`ZART_TEST_BUCKETS` (default 1) is the number of buckets of every schema, so that the whole suite can run with several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from zart.embedded import EmbeddedPostgres
+from zart.store.migrate import migrate
+
+SCHEMA = "zart"
+BUCKETS = int(os.environ.get("ZART_TEST_BUCKETS", "1"))
+
+_TEMPLATE = "zart_template"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database of its own for one test. `bucket` is the last one, for tests that need only one."""
+
+    dsn: str
+    schema: str = SCHEMA
+    buckets: int = BUCKETS
+
+    @property
+    def bucket(self) -> int:
+        return self.buckets - 1
+
+    async def connect(self) -> asyncpg.Connection:
+        """A connection that the caller closes; what it leaves open ends with the database."""
+        return await asyncpg.connect(self.dsn)
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """URL of the session's server, superuser postgres."""
+    with EmbeddedPostgres() as server:
+        yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def template(server_dsn: str) -> str:
+    """Name of a database with a migrated schema, to make copies of."""
+
+    async def make() -> None:
+        await _run(server_dsn, f"create database {_TEMPLATE}")
+        connection = await asyncpg.connect(_named(server_dsn, _TEMPLATE))
+        await migrate(connection, SCHEMA, BUCKETS)
+        await connection.close()
+
+    asyncio.run(make())
+    return _TEMPLATE
+
+
+@pytest_asyncio.fixture
+async def database(server_dsn: str, template: str) -> AsyncIterator[Database]:
+    """A database with a migrated schema."""
+    async for made in _fresh(server_dsn, template):
+        yield made
+
+
+@pytest_asyncio.fixture
+async def empty_database(server_dsn: str) -> AsyncIterator[Database]:
+    """A database without a schema."""
+    async for made in _fresh(server_dsn, "template1"):
+        yield made
+
+
+@pytest_asyncio.fixture
+async def connection(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's database."""
+    made = await database.connect()
+    yield made
+    await made.close()
+
+
+async def _fresh(server_dsn: str, template: str) -> AsyncIterator[Database]:
+    name = f"test_{next(_numbers)}"
+    await _run(server_dsn, f"create database {name} template {template}")
+    yield Database(_named(server_dsn, name))
+    await _run(server_dsn, f"drop database {name} with (force)")
+
+
+async def _run(dsn: str, text: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(text)
+    await connection.close()
+
+
+def _named(dsn: str, name: str) -> str:
+    """The URL with another database's name."""
+    return urlsplit(dsn)._replace(path=f"/{name}").geturl()

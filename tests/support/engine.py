@@ -1,0 +1,173 @@
+"""Worker loops in the test's own process, against the test's database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+import orjson
+
+from tests.support.database import Database
+from zart.codec import bucket_of
+from zart.config import WorkerConfig
+from zart.durable import DurableExecution
+from zart.engine.loop import WorkerLoop
+from zart.engine.session import new_worker_id
+from zart.metrics import Place
+from zart.model import ExecutionRecord, StepRecord
+from zart.store import executions, journal, queue, workers
+
+WAKE_EVERY = 0.02
+
+
+class Engine:
+    """`workers` worker loops that serve `durables`. Wakes them all the time, as a supervisor's polling would."""
+
+    def __init__(
+        self,
+        database: Database,
+        durables: Sequence[DurableExecution[Any, Any]],
+        *,
+        config: WorkerConfig | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.database, self.schema = database, database.schema
+        self.registry = {durable.spec.task_name: durable.spec for durable in durables}
+        self.config = config or WorkerConfig(lease_timeout="1h")
+        self.loops = [self._new_loop() for _ in range(workers)]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def _new_loop(self) -> WorkerLoop:
+        return WorkerLoop(
+            dsn=self.database.dsn,
+            schema=self.schema,
+            registry=self.registry,
+            config=self.config,
+            place=Place.private(),
+            worker_id=new_worker_id(),
+        )
+
+    async def __aenter__(self) -> Self:
+        self.connection = await self.database.connect()
+        self.lanes = await queue.add_lanes(
+            self.connection, self.schema, [(spec.queue, spec.task_name) for spec in self.registry.values()]
+        )
+        self.tasks = [asyncio.create_task(loop.run()) for loop in self.loops]
+        self._waker = asyncio.create_task(self._wake())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
+        self._waker.cancel()
+        for loop in self.loops:
+            loop.stop()
+        if kind is not None:
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        else:
+            await asyncio.gather(*self.tasks)
+        await self.connection.close()
+
+    async def _wake(self) -> None:
+        while True:
+            for loop in self.loops:
+                with contextlib.suppress(AttributeError):  # not registered yet
+                    loop.wake()
+            for bucket in range(self.database.buckets):
+                await journal.deliver_signals(self.connection, self.schema, bucket)
+            await asyncio.sleep(WAKE_EVERY)
+
+    # -- the caller's side
+
+    def bucket(self, execution_id: str) -> int:
+        return bucket_of(execution_id, self.database.buckets)
+
+    async def start(self, execution_id: str, durable: DurableExecution[Any, Any], data: Any = None) -> None:
+        spec = durable.spec
+        connection = await self.database.connect()
+        await executions.start(
+            connection,
+            self.schema,
+            self.bucket(execution_id),
+            [execution_id],
+            [orjson.dumps(data).decode()],
+            task_name=spec.task_name,
+            lane=self.lanes[spec.queue, spec.task_name],
+            priority=spec.priority,
+            max_retries=spec.retry.retries,
+            timeout=spec.timeout,
+        )
+        await connection.close()
+
+    async def record(self, execution_id: str) -> ExecutionRecord:
+        connection = await self.database.connect()
+        found = await executions.status(connection, self.schema, self.bucket(execution_id), execution_id)
+        await connection.close()
+        assert found is not None
+        return found
+
+    async def history(self, execution_id: str) -> list[StepRecord]:
+        connection = await self.database.connect()
+        found = await journal.history(connection, self.schema, self.bucket(execution_id), execution_id)
+        await connection.close()
+        return found or []
+
+    async def ended(self, execution_id: str, within: float = 20) -> ExecutionRecord:
+        """The record, once the execution has ended."""
+        async with asyncio.timeout(within):
+            while not (record := await self.record(execution_id)).status.is_terminal:
+                for task in self.tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.01)
+        return record
+
+    async def all_ended(self, within: float = 60) -> None:
+        """Nothing is left in the queue."""
+        connection = await self.database.connect()
+        async with asyncio.timeout(within):
+            while await connection.fetchval("select count(*) from zart.zart_queue"):
+                for task in self.tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.02)
+        await connection.close()
+
+    # -- faults
+
+    async def cut_connections(self) -> int:
+        """End the database sessions of all workers."""
+        connection = await self.database.connect()
+        count: int = await connection.fetchval(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where application_name = 'zart worker' and datname = current_database()"
+        )
+        await connection.close()
+        return count
+
+    async def take_over(self, loop: WorkerLoop) -> int:
+        """Take a live worker's claims, as if it had been found dead."""
+        freed = 0
+        connection = await self.database.connect()
+        for bucket in range(self.database.buckets):
+            while True:
+                done = await workers.take_over_worker(
+                    connection, self.schema, bucket, loop.place.worker_id, proof=True, blame=[]
+                )
+                freed += len(done.freed)
+                if done.gone:
+                    break
+        await connection.close()
+        return freed
+
+
+async def refuse_results_like(connection: asyncpg.Connection, text: str) -> None:
+    """Make PostgreSQL refuse journal results that contain this text."""
+    await connection.execute(
+        "alter table zart.zart_tasks add constraint refused"
+        f" check (result is null or result::text not like '%{text}%')"
+    )

@@ -1,0 +1,100 @@
+"""The application that runner tests serve. Each try of a step leaves a row in the table `effects`, by its own connection.
+
+`EFFECTS_DSN` names the database; `make_effects` makes the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+import zart
+from zart import zart_durable, zart_step
+
+STEPS = 3
+
+_pool: asyncpg.Pool | None = None
+
+
+async def make_effects(connection: asyncpg.Connection) -> None:
+    """Make the table of effects."""
+    await connection.execute(
+        "create table effects(execution_id text, step text, pid int, began timestamptz default clock_timestamp())"
+    )
+
+
+@asynccontextmanager
+async def lifespan() -> AsyncIterator[None]:
+    """A pool per worker process, whose commits need not reach the disk."""
+    global _pool
+    async with asyncpg.create_pool(
+        os.environ["EFFECTS_DSN"], min_size=1, max_size=4, server_settings={"synchronous_commit": "off"}
+    ) as _pool:
+        yield
+
+
+async def leave_effect(step: str) -> None:
+    """Note that a step begins."""
+    assert _pool is not None
+    execution_id = zart.context().execution_id
+    await _pool.execute("insert into effects(execution_id, step, pid) values ($1, $2, $3)", execution_id, step, os.getpid())
+
+
+@zart_step("add-{n}")
+async def add(total: int, n: int) -> int:
+    await leave_effect(f"add-{n}")
+    return total + n
+
+
+@zart_durable("sum")
+async def sum_up(start: int) -> int:
+    total = start
+    for n in range(STEPS):
+        total = await add(total, n)
+    return total
+
+
+@zart_step("linger")
+async def linger(seconds: float) -> float:
+    await leave_effect("linger")
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@zart_durable("slow")
+async def slow(seconds: float) -> float:
+    return await linger(seconds)
+
+
+@zart_step("block")
+async def block(seconds: float) -> float:
+    await leave_effect("block")
+    time.sleep(seconds)  # noqa: ASYNC251 - a body that blocks its event loop
+    return seconds
+
+
+@zart_durable("blocking")
+async def blocking(seconds: float) -> float:
+    return await block(seconds)
+
+
+@zart_step("die")
+async def die() -> None:
+    await leave_effect("die")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@zart_durable("deadly")
+async def deadly() -> None:
+    await die()
+
+
+registry = zart.TaskRegistry(lifespan=lifespan)
+for durable in (sum_up, slow, blocking, deadly):
+    registry.register(durable)

@@ -1,0 +1,165 @@
+"""Keeps the workers of one process tree (or the one worker of a program) alive for the database, from outside of their
+event loops: renews their leases, wakes them for work, frees what dead workers held, here or elsewhere.
+
+It has three connections: one for leases, one that listens for hints, one for all else. Each is made again when it is
+lost, for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Final
+
+from zart.config import WorkerConfig
+from zart.engine.attendant import Attendant
+from zart.engine.lease import Observer, Pulse
+from zart.engine.takeover import Takeover
+from zart.errors import DatabaseError
+from zart.log import logger
+from zart.metrics import Place
+from zart.postgres.connection import Connection, connect
+from zart.postgres.sqlstate import Fault, classify
+from zart.store import workers
+from zart.store.migrate import check_schema
+
+_FIRST_BACKOFF: Final = 0.05
+_LAST_BACKOFF: Final = 3.0
+_LIVED: Final = 5.0
+_LISTEN_CHECK: Final = 15.0  # a dead link that nobody writes to is never noticed
+_LEAST_DEADLINE: Final = 5.0
+
+_log = logger("supervisor")
+
+
+class Supervisor:
+    """Supervises the workers at some places. All methods belong to the event loop that `run` runs in.
+
+    Args:
+        dsn, schema: the database.
+        config: the workers' settings.
+        places: where the workers show how they are.
+        wake: called with a place's index when there may be work for it.
+    """
+
+    def __init__(
+        self, *, dsn: str, schema: str, config: WorkerConfig, places: Sequence[Place], wake: Callable[[int], None]
+    ) -> None:
+        self._dsn, self._schema, self._config, self._places = dsn, schema, config, places
+        self._interval = config.lease_seconds / 3
+        self._pulse = Pulse()
+        self._attendant = Attendant(schema, config, places, wake)
+        self._buckets, self._knows_buckets = 0, asyncio.Event()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Supervise until `stop()`. An outage of the database never ends it."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._keep("leases", self._keep_leases), name="zart leases"),
+                group.create_task(self._keep("supervisor", self._attend), name="zart supervisor"),
+                group.create_task(self._keep("listen", self._listen), name="zart listen"),
+            ]
+            await self._stop.wait()
+            for task in tasks:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Have `run` return soon; takeovers that are under way are left as they are."""
+        self._stop.set()
+
+    async def report_death(self, worker_ids: Sequence[int], executing: Sequence[int] | None) -> int:
+        """Free what a worker held whose process is known to be dead; returns when nothing names it any more.
+
+        Args:
+            worker_ids: its ids, earlier ones first.
+            executing: numeric ids of the executions whose code ran at that moment; None when that is not known.
+
+        Returns:
+            How many claims were freed.
+        """
+        await self._knows_buckets.wait()
+        takeovers: list[Takeover] = []
+        for bucket in range(self._buckets):
+            before: Takeover | None = None
+            for worker_id in worker_ids:
+                before = Takeover(bucket, worker_id, proof=True, blame=executing, after=before)
+                takeovers.append(before)
+        return await self._attendant.take_over(takeovers)
+
+    # The three connections
+
+    async def _keep(self, name: str, work: Callable[[Connection, int], Awaitable[None]]) -> None:
+        """Do some work on a connection, and again on the next one when it is lost."""
+        backoff, failed = _FIRST_BACKOFF, False
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._connected(name) as (connection, buckets):
+                    if failed:
+                        _log.info("the supervisor's connection for %s works again", name)
+                        failed = False
+                    await work(connection, buckets)
+            except Exception as error:
+                expected = isinstance(error, DatabaseError) or classify(error) is not Fault.BUG
+                if not expected:
+                    _log.exception("the supervisor's work on %s failed; trying again", name)
+                elif not failed:
+                    _log.warning("the supervisor's connection for %s is lost, trying again: %s", name, _one_line(error))
+                failed = True
+            if time.monotonic() - began > _LIVED:
+                backoff = _FIRST_BACKOFF
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, _LAST_BACKOFF)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, name: str) -> AsyncGenerator[tuple[Connection, int]]:
+        connection = await connect(
+            self._dsn,
+            application_name=f"zart {name}",
+            command_timeout=max(_LEAST_DEADLINE, self._config.lease_seconds),
+        )
+        try:
+            self._buckets = (await check_schema(connection, self._schema)).buckets
+            self._knows_buckets.set()
+            yield connection, self._buckets
+        finally:
+            connection.terminate()
+
+    async def _keep_leases(self, connection: Connection, buckets: int) -> None:
+        """Renew the leases of live workers, and watch those of all."""
+        observer, renewed_at, everywhere = Observer(self._interval), float("-inf"), list(range(buckets))
+        while True:
+            if time.monotonic() >= renewed_at + self._interval * 0.95:
+                renewed_at = time.monotonic()
+                if alive := self._pulse.alive(self._places):
+                    for bucket in everywhere:
+                        await workers.renew_leases(
+                            connection, self._schema, bucket, alive, self._config.lease_seconds
+                        )
+            asked = time.monotonic()
+            leases = await workers.read_leases(connection, self._schema, everywhere)
+            for lease in observer.takeable(leases, asked, time.monotonic()):
+                self._attendant.take_over_expired(lease)
+            until_renewal = renewed_at + self._interval - time.monotonic()
+            await asyncio.sleep(max(0.0, min(until_renewal, observer.patience(leases))))
+
+    async def _attend(self, connection: Connection, buckets: int) -> None:
+        await self._attendant.attend(connection, buckets)
+
+    async def _listen(self, connection: Connection, _: int) -> None:
+        await connection.add_listener(workers.channel(self._schema), self._on_hint)
+        self._attendant.hint()  # what was sent while nobody listened
+        while True:
+            await asyncio.sleep(_LISTEN_CHECK)
+            await connection.execute("")
+
+    def _on_hint(self, *_: object) -> None:
+        self._attendant.hint()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

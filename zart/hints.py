@@ -1,0 +1,46 @@
+"""Hints to idle workers, sent after the caller has its answer: a committed start stands, whatever becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from zart.errors import DatabaseError
+from zart.log import logger
+
+_log = logger("hints")
+
+Send: TypeAlias = Callable[[int, str, str], Awaitable[object]]
+"""Sends one hint: bucket, queue, task_name."""
+
+
+class HintSender:
+    """Sends hints one after the other; those for the same work that come meanwhile become one."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._wanted: dict[tuple[int, str, str], None] = {}
+        self._sending: asyncio.Task[None] | None = None
+
+    def send(self, bucket: int, queue: str, task_name: str) -> None:
+        """Send a hint soon. If it is lost, workers find the work at their next poll."""
+        self._wanted[bucket, queue, task_name] = None
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_all(), name="zart-hints")
+
+    async def drain(self) -> None:
+        """Wait until all hints are sent or lost."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+
+    async def _send_all(self) -> None:
+        while self._wanted:
+            work = next(iter(self._wanted))
+            del self._wanted[work]
+            try:
+                await self._send(*work)
+            except DatabaseError as error:
+                _log.warning(
+                    "a hint for %r in queue %r was lost, polling will find the work: %s", work[2], work[1], error
+                )

@@ -1,0 +1,111 @@
+"""A worker process, and the probe that goes before the first of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import uvloop
+
+from zart.engine.loop import WorkerLoop
+from zart.errors import DatabaseUnreachable, RegistrationError, ZartError
+from zart.log import logger
+from zart.metrics import Place
+from zart.postgres.connection import connect
+from zart.registry import Lifespan, TaskRegistry, load_registry
+from zart.runner.board import Board
+from zart.runner.options import RunnerOptions
+from zart.store.migrate import check_schema
+
+EXIT_DRAINED: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CANNOT_START: Final = 3
+"""The application or the schema cannot be used: trying again will not help. The board says why, in one line."""
+EXIT_NO_DATABASE: Final = 4
+"""The database cannot be reached now."""
+
+_log = logger("worker")
+
+
+def probe(options: RunnerOptions, board: Board) -> int:
+    """Try what every worker needs: the application, the database and its schema. The board says what is wrong."""
+    try:
+        load_registry(options.app)
+        _run(_check_database(options))
+    except ZartError as error:
+        board.say(str(error))
+        return EXIT_CANNOT_START
+    return EXIT_DRAINED
+
+
+def main(options: RunnerOptions, board: Board, index: int, wake_fd: int) -> int:
+    """A worker's life: load the application, work until SIGTERM and drained. Give the exit code."""
+    try:
+        registry = load_registry(options.app)
+        _run(_work(options, registry, board.places[index], wake_fd))
+    except DatabaseUnreachable as error:
+        _log.warning("worker %d cannot work: %s", index, error)
+        return EXIT_NO_DATABASE
+    except ZartError as error:
+        _log.error("worker %d cannot work: %s", index, error)
+        board.say(str(error), index)
+        return EXIT_CANNOT_START
+    return EXIT_DRAINED
+
+
+async def _check_database(options: RunnerOptions) -> None:
+    connection = await connect(options.dsn, application_name="zart runner")
+    try:
+        await check_schema(connection, options.schema)
+    finally:
+        await connection.close()
+
+
+async def _work(options: RunnerOptions, registry: TaskRegistry, place: Place, wake_fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    worker = _new_worker(options, registry, place)
+    async with contextlib.AsyncExitStack() as stack:
+        if registry.lifespan is not None:
+            await _enter(stack, registry.lifespan)
+        loop.add_signal_handler(signal.SIGTERM, worker.stop)
+        loop.add_reader(wake_fd, _wake, wake_fd, worker)
+        await worker.run()
+
+
+async def _enter(stack: contextlib.AsyncExitStack, lifespan: Lifespan) -> None:
+    """Enter the application's lifespan. SIGTERM still ends the process here: it holds nothing yet."""
+    try:
+        await stack.enter_async_context(lifespan())
+    except Exception as error:
+        _log.exception("the registry's lifespan failed")
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RegistrationError(f"the registry's lifespan failed: {what}") from error
+
+
+def _new_worker(options: RunnerOptions, registry: TaskRegistry, place: Place) -> WorkerLoop:
+    return WorkerLoop(
+        dsn=options.dsn,
+        schema=options.schema,
+        registry=registry.durables,
+        config=options.config,
+        place=place,
+        worker_id=place.worker_id,
+    )
+
+
+def _wake(wake_fd: int, worker: WorkerLoop) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(wake_fd)
+    worker.wake()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run on a fast event loop. It is not closed: the process ends next, and does not wait for threads of user code."""
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(work)
+    loop.run_until_complete(loop.shutdown_asyncgens())

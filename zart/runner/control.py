@@ -1,0 +1,62 @@
+"""The control process: the supervisor of a runner's workers, told of deaths by the arbiter.
+
+It may end and be made again at any time: it keeps nothing that the board, the arbiter or the database does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from typing import Final
+
+import uvloop
+
+from zart.engine.supervisor import Supervisor
+from zart.runner import board as header
+from zart.runner.board import Board
+from zart.runner.link import MESSAGE_BYTES, STOP, Death
+from zart.runner.options import RunnerOptions
+
+_ENDED: Final = b""
+
+
+def main(options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int) -> int:
+    """Control's life: until the arbiter says stop, or is gone. SIGTERM is the arbiter's business, and ignored here."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with socket.socket(fileno=link_fd) as link:
+        link.setblocking(False)
+        uvloop.run(_Control(options, board, wakes, link).run())
+    return 0
+
+
+class _Control:
+    def __init__(self, options: RunnerOptions, board: Board, wakes: tuple[int, ...], link: socket.socket) -> None:
+        self._board, self._wakes, self._link = board, wakes, link
+        self._supervisor = Supervisor(
+            dsn=options.dsn, schema=options.schema, config=options.config, places=board.places, wake=self._wake
+        )
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._supervisor.run())
+            await self._hear_of_deaths()
+            self._supervisor.stop()
+
+    async def _hear_of_deaths(self) -> None:
+        """Take deaths until the arbiter says stop; return when each is dealt with."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as burials:
+            while (message := await loop.sock_recv(self._link, MESSAGE_BYTES)) not in (STOP, _ENDED):
+                burials.create_task(self._bury(Death.decode(message)))
+
+    async def _bury(self, death: Death) -> None:
+        freed = await self._supervisor.report_death(death.worker_ids, death.running)
+        self._board.header[header.TAKEN_OVER] += freed
+        await asyncio.get_running_loop().sock_sendall(self._link, str(death.number).encode())
+
+    def _wake(self, index: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wakes that were not read
+            os.eventfd_write(self._wakes[index], 1)

@@ -1,0 +1,80 @@
+"""The tables of one schema: connections to them, and where in them an execution is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import asyncpg
+
+from zart.codec import bucket_of
+from zart.errors import InvalidArgument
+from zart.postgres.connection import Connection
+from zart.postgres.pool import Database, translated
+from zart.store.migrate import Settings, check_schema
+from zart.store.statements import quoted
+from zart.terms import CHILD_PREFIX
+
+
+class Tables:
+    """A schema in a database.
+
+    Raises:
+        InvalidArgument: the schema's name cannot be used.
+    """
+
+    def __init__(self, database: Database, schema: str) -> None:
+        quoted(schema)
+        self.database, self.schema = database, schema
+        self._settings: Settings | None = None
+        self._asking = asyncio.Lock()
+
+    def connection(self, doing: str) -> AbstractAsyncContextManager[Connection]:
+        """A connection for one call; `doing` says in errors what failed. Raises as Database.connection."""
+        return self.database.connection(doing)
+
+    @asynccontextmanager
+    async def joined(self, conn: Connection | None, doing: str) -> AsyncGenerator[Connection]:
+        """The caller's connection, whose transaction goes on afterwards; one of the pool if there is none.
+
+        Raises:
+            InvalidArgument: it is no asyncpg connection, or not in a transaction.
+        """
+        if conn is None:
+            async with self.database.connection(doing) as connection:
+                yield connection
+            return
+        if not isinstance(conn, asyncpg.Connection):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"conn must be an asyncpg connection, got {type(conn).__name__}")
+        if not conn.is_in_transaction():
+            raise InvalidArgument("conn must be in a transaction: use it inside `async with conn.transaction():`")
+        with translated(doing, "the database of `conn`"):
+            yield conn
+
+    async def buckets(self) -> int:
+        """Over how many buckets executions are spread. The first call checks the schema's version.
+
+        Raises:
+            SchemaMissing: there is none, or it is older than this zart needs.
+            SchemaMismatch: it is newer.
+        """
+        async with self._asking:
+            if self._settings is None:
+                async with self.connection("reading the schema's version") as connection:
+                    self._settings = await check_schema(connection, self.schema)
+            return self._settings.buckets
+
+    async def buckets_of(self, execution_id: str) -> Sequence[int]:
+        """Where an execution can be: in one bucket, or in any, if it is a child, which lives with its root."""
+        buckets = await self.buckets()
+        return range(buckets) if execution_id.startswith(CHILD_PREFIX) else (bucket_of(execution_id, buckets),)
+
+    async def by_bucket(self, execution_ids: Iterable[str]) -> Mapping[int, list[str]]:
+        """The ids, grouped by the buckets they can be in."""
+        groups: defaultdict[int, list[str]] = defaultdict(list)
+        for execution_id in execution_ids:
+            for bucket in await self.buckets_of(execution_id):
+                groups[bucket].append(execution_id)
+        return groups
