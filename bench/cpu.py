@@ -58,12 +58,14 @@ def _of_process(pid: int) -> float:
 
 def _of_family(parent: int) -> float:
     """A process, its children that live, and those that it has seen end."""
-    fields = _stat(parent)
-    ticks = sum(int(field) for field in fields[11:15])
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (child := _stat(int(entry))) and int(child[1]) == parent:
-            ticks += int(child[11]) + int(child[12])
-    return ticks / _TICKS_PER_SECOND
+    while True:
+        before, children = _stat(parent), 0
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and (child := _stat(int(entry))) and int(child[1]) == parent:
+                children += int(child[11]) + int(child[12])
+        after = _stat(parent)
+        if after[13:15] == before[13:15]:  # no child was buried while we looked, or we would have missed its time
+            return (sum(int(field) for field in after[11:15]) + children) / _TICKS_PER_SECOND
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The place of a measurement: a temporary PostgreSQL with production's durability, and a fresh database for each drain."""
+"""Where it is measured: a temporary PostgreSQL with production's durability, and a fresh database for each drain."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ _SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",
 }
 _TOLD_SETTINGS = (
-    "autovacuum", "checkpoint_timeout", "fsync", "full_page_writes", "io_method", "jit", "max_wal_size", "shared_buffers",
-    "synchronous_commit", "track_io_timing", "wal_buffers", "wal_compression", "wal_level", "wal_sync_method",
+    "autovacuum", "checkpoint_timeout", "fsync", "full_page_writes", "io_method", "jit", "max_wal_size",
+    "shared_buffers", "synchronous_commit", "track_io_timing", "wal_buffers", "wal_compression", "wal_level",
+    "wal_sync_method",
 )  # fmt: skip
 _TEMPLATE = "bench_template"
 
@@ -44,16 +45,22 @@ select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint as wal_bytes,
        (select sum(n_tup_ins + n_tup_upd + n_tup_del)::bigint from pg_stat_user_tables) as rows_written
 """
 
+_OTHERS = """
+select count(*) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+"""
+
 _CHECK = f"""
 with journal as (
-  select t.id, count(*) as steps, sum(hashtextextended(concat_ws('|', t.bucket, t.run, t.step_key, t.epoch, t.kind, t.status,
-           t.attempts, t.name, t.result, t.due is null, t.seconds is null, t.error is null), 0)::numeric) as digest
+  select t.id, count(*) as steps,
+         sum(hashtextextended(concat_ws('|', t.bucket, t.run, t.step_key, t.epoch, t.kind, t.status, t.attempts, t.name,
+             t.result, t.due is null, t.seconds is null, t.error is null), 0)::numeric) as digest
   from {SCHEMA}.zart_tasks t group by t.id)
 select count(*) filter (where e.status = $1 and e.finished_at is not null and e.started_at is not null) as completed,
        count(*) filter (where coalesce(j.steps, 0) = $2) as with_all_steps,
        (select count(*) from {SCHEMA}.zart_queue) as left_over,
-       sum(hashtextextended(concat_ws('|', e.bucket, e.execution_id, e.run, e.epoch, e.status, e.attempt, e.crashes, e.output,
-           e.error, j.digest), 0)::numeric)::text as digest
+       sum(hashtextextended(concat_ws('|', e.bucket, e.execution_id, e.run, e.epoch, e.status, e.attempt, e.crashes,
+           e.output, e.error, j.digest), 0)::numeric)::text as digest
 from {SCHEMA}.zart_executions e left join journal j on j.id = e.id
 """
 
@@ -171,7 +178,8 @@ class Database:
         status, steps = int(StoredStatus.COMPLETED), len(scenario.steps)
         found = _ask(self.dsn, lambda connection: connection.fetchrow(_CHECK, status, steps))
         if found is None or not found["completed"] == found["with_all_steps"] == executions or found["left_over"]:
-            raise BenchError(f"{executions} executions were to complete with {steps} steps each, found {dict(found or {})}")
+            facts = dict(found or {})
+            raise BenchError(f"{executions} executions should have completed with {steps} steps each, found {facts}")
         digest: str = found["digest"]
         return digest
 
@@ -219,8 +227,7 @@ async def _settle(connection: asyncpg.Connection) -> None:
 
 async def _count(connection: asyncpg.Connection) -> Counters:
     deadline = time.monotonic() + 10
-    others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = $1"
-    while await connection.fetchval(others, "client backend"):
+    while await connection.fetchval(_OTHERS):
         if time.monotonic() > deadline:
             raise BenchError("a session of the measured processes does not end")
         await asyncio.sleep(0.02)
@@ -230,6 +237,6 @@ async def _count(connection: asyncpg.Connection) -> Counters:
 
 async def _told_settings(connection: asyncpg.Connection) -> dict[str, str]:
     rows = await connection.fetch(
-        "select name, current_setting(name) as value from pg_settings where name = any($1) order by name", _TOLD_SETTINGS
+        "select name, current_setting(name) as value from unnest($1::text[]) s(name) order by name", _TOLD_SETTINGS
     )
     return {row["name"]: row["value"] for row in rows}

@@ -217,6 +217,8 @@ cdef _refuse(object value, str path, int depth):
 
 
 cdef _refuse_text(str text, str path, str what):
+    cdef Py_ssize_t index
+    cdef Py_UCS4 character
     if "\0" in text:
         raise _refusal(f"{what} holds a NUL character, which PostgreSQL cannot keep; take it out", path)
     for index, character in enumerate(text):

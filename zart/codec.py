@@ -126,7 +126,7 @@ class _PlainCodec(Codec):
             return encode_plain(value), value
         if type(value) not in _CARRIED:
             data = encode_plain(value)
-            if not _is_marker(value):
+            if type(value) is not dict or _MARK not in value:
                 return data, orjson.loads(data)
         data = _marked(value)
         return data, self.decode(data)

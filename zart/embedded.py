@@ -63,6 +63,24 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "zart" / "postgres"
 
 
+def program(name: str) -> Path:
+    """Where one of PostgreSQL's programs is, such as `psql` or `pg_dump`.
+
+    Raises:
+        DatabaseError: the package is missing.
+    """
+    return _find_programs().bin / name
+
+
+def temporary_directory() -> str:
+    """A directory for temporary files whose path is short enough for a socket, and that the server's user can enter.
+
+    Raises:
+        DatabaseError: there is none, or the package is missing.
+    """
+    return _open_base(_find_programs().uid)
+
+
 class EmbeddedPostgres:
     """One embedded server. Synchronous; `start()` takes about a second the first time, less after.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, overload
 
-from zart.annotations import result_codec
+from zart.annotations import annotation_of
 from zart.calls import Call, E_co, T_co, as_step_failure, is_declared
 from zart.codec import Codec, codec_for
 from zart.engine.scope import require_scope
@@ -155,8 +155,8 @@ async def capture(name: str, function: Any, type: Any = None) -> Any:
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise InvalidArgument(f"capture({name!r}) takes a plain function, got {function!r}; make async work a step")
     where = f"captured value {name!r}"
-    codec = result_codec(function, where) if type is None else _codec(type, where)
-    return await scope.capture(name, function, codec)
+    annotation = annotation_of(function, "return", where) if type is None else type
+    return await scope.capture(name, function, _codec(annotation, where))
 
 
 async def now(name: str) -> datetime:

@@ -58,10 +58,9 @@ def find_refused(value: Any, lower: Callable[[Any], Any], path: str = "$") -> tu
 
 def explain(error: Exception) -> tuple[str, str]:
     """Path and reason, on one line, of an error that a library or a validator of the user raised."""
-    path, text = "$", " ".join(str(error).split()) or "no reason was given"
-    if isinstance(error, msgspec.ValidationError):
-        if located := _AT_PATH.fullmatch(text):
-            text, path = located.groups()
+    path, text = "$", " ".join(str(error).partition("For further information")[0].split()) or "no reason was given"
+    if isinstance(error, msgspec.ValidationError) and (located := _AT_PATH.fullmatch(text)):
+        text, path = located.groups()
     elif type(error).__module__.startswith("pydantic") and hasattr(error, "errors"):
         first = cast("Any", error).errors()[0]
         text, path = first["msg"], "$" + "".join(_member(step) for step in first["loc"])
@@ -69,7 +68,6 @@ def explain(error: Exception) -> tuple[str, str]:
         text = "it is nested too deep, or it contains itself"
     elif not isinstance(error, TypeError | ValueError):
         text = f"{type(error).__name__}: {text}"
-    text = text[:1].lower() + text[1:]
     return path, text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 

@@ -38,7 +38,7 @@ class TaskRegistry:
     """
 
     def __init__(self, lifespan: Lifespan | None = None) -> None:
-        if lifespan is not None and not callable(lifespan):
+        if lifespan is not None and not _makes_context(lifespan):
             raise RegistrationError(
                 f"lifespan must be a function that makes an async context manager, got {lifespan!r};"
                 " pass the function under @asynccontextmanager itself, not its result"
@@ -200,6 +200,11 @@ def _check_steps_of(cls: type) -> None:
     for member in vars(cls).values():
         if _is_step(member):
             _ = member.spec
+
+
+def _makes_context(lifespan: object) -> bool:
+    # What a function under @asynccontextmanager gives is callable too, as a decorator.
+    return callable(lifespan) and not isinstance(lifespan, AbstractAsyncContextManager)
 
 
 def _is_durable(value: object) -> TypeGuard[AnyDurable]:

@@ -32,7 +32,7 @@ time.sleep(600)
 @pytest.fixture
 def home() -> Generator[Path, None, None]:
     """A directory that the server's user can enter; pytest's own tmp_path is private to root."""
-    path = Path(tempfile.mkdtemp(prefix="zart-test-"))
+    path = Path(tempfile.mkdtemp(prefix="zart-test-", dir=embedded.temporary_directory()))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +112,7 @@ def test_settings_given_reach_the_server() -> None:
 
 def test_the_dsn_serves_psql_too() -> None:
     with EmbeddedPostgres() as server:
-        psql = embedded._find_programs().bin / "psql"
+        psql = embedded.program("psql")
         answer = subprocess.run([psql, server.dsn, "-Atc", "select 41 + 1"], capture_output=True, text=True, check=True)
         assert answer.stdout == "42\n"
 

@@ -73,12 +73,13 @@ class Engine:
         await self.connection.close()
 
     async def _wake(self) -> None:
+        connection = await self.database.connect()
         while True:
             for loop in self.loops:
                 with contextlib.suppress(AttributeError):  # not registered yet
                     loop.wake()
             for bucket in range(self.database.buckets):
-                await journal.deliver_signals(self.connection, self.schema, bucket)
+                await journal.deliver_signals(connection, self.schema, bucket)
             await asyncio.sleep(WAKE_EVERY)
 
     # -- the caller's side

@@ -32,7 +32,9 @@ def filled(text: str, *arguments: Any, **keywords: Any) -> str:
     return template.fill(arguments, keywords)
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "x" * (MAX_NAME_BYTES + 1), "é" * MAX_NAME_BYTES, "\ud800", None, 3, b"x"])
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "x" * (MAX_NAME_BYTES + 1), "é" * MAX_NAME_BYTES, "\ud800", None, 3, b"x"]
+)
 def test_an_unusable_name_is_refused_with_the_owner_named(name: Any) -> None:
     with pytest.raises(InvalidArgument, match="name of a step"):
         checked_name(name, "a step")
@@ -93,7 +95,9 @@ def test_a_call_without_the_argument_is_told_so() -> None:
         filled("s-{a}")
 
 
-@pytest.mark.parametrize("text", ["{x}", "{}", "{0}", "{a.b}", "{a[0]}", "{rest}", "{more}", "{a!r}", "{a:>3}", "{a", "a}"])
+@pytest.mark.parametrize(
+    "text", ["{x}", "{}", "{0}", "{a.b}", "{a[0]}", "{rest}", "{more}", "{a!r}", "{a:>3}", "{a", "a}"]
+)
 def test_a_template_that_names_no_parameter_is_refused(text: str) -> None:
     with pytest.raises(RegistrationError, match="step name"):
         NameTemplate.read(text, example)

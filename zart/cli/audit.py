@@ -25,8 +25,8 @@ class Audit:
     began_at: datetime | None = None
     ended_at: datetime | None = None
     again_at: datetime | None = None
-    seen: set[int] = field(default_factory=set)
-    faults: list[str] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set[int])
+    faults: list[str] = field(default_factory=list[str])
 
     @property
     def passed(self) -> bool:

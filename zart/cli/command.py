@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import asyncpg
 import typer
@@ -19,12 +19,12 @@ from zart.errors import InvalidArgument, ZartError
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
-# UsageError and its base, which typer has but does not export under a name.
-_USAGE_ERRORS: tuple[type[Any], ...] = typer.BadParameter.__mro__[1:3]
+# The root of typer's errors: BadParameter, UsageError, ClickException. It has no public name in every version of typer.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 
 class Failed(Exception):
-    """The thing asked about failed: exit code 1, with this line on stderr unless it is empty."""
+    """The thing asked about failed: exit code 1, with this line on stderr."""
 
 
 def run(app: typer.Typer, program: str) -> NoReturn:
@@ -38,12 +38,12 @@ def code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
         code = app(arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else DONE
-    except _USAGE_ERRORS as error:
-        context = getattr(error, "ctx", None)
-        place = context.command_path if context is not None else program
+    except _UsageError as error:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        place = program if context is None else context.command_path
         return _say(place, f"{one_line(error.format_message()).rstrip('.')}; see `{place} --help`", UNUSABLE)
     except Failed as error:
-        return _say(program, str(error), FAILED) if str(error) else FAILED
+        return _say(program, str(error), FAILED)
     except ZartError as error:
         return _say(program, one_line(str(error)), UNUSABLE)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:

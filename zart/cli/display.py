@@ -7,21 +7,18 @@ from collections import deque
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from zart.metrics import (
-    CLAIM_LATENCY,
-    EXECUTIONS_COMPLETED,
-    STEPS_COMPLETED,
-    merged,
-    quantile,
-    total,
-)
+from zart.metrics import CLAIM_LATENCY, EXECUTIONS_COMPLETED, STEPS_COMPLETED, merged, quantile, total
 from zart.runner.board import Board
 
 _WINDOW = 1.0  # seconds over which the rates are taken
 _REFRESH = 0.1
 _LINE = 1.0
+_BAR_WIDTH = 60
 
 
 class Display:
@@ -31,31 +28,22 @@ class Display:
         self._board, self._executions, self._console = board, executions, console
         self._samples: deque[tuple[float, int, int]] = deque()
         self._shown_at = time.monotonic()
-        self._progress: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("draining"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-            )
-            self._progress = Progress(*columns, console=console, auto_refresh=False)
-            self._bar = self._progress.add_task("", total=executions, facts="")
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> Display:
-        if self._progress is not None:
-            self._progress.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, done: int, *, at_once: bool = False) -> None:
         """Bring the display up to date, if it is time to."""
@@ -63,21 +51,24 @@ class Display:
         self._samples.append((now, done, total(self._board.places, STEPS_COMPLETED)))
         while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW:
             self._samples.popleft()
-        if not at_once and now - self._shown_at < (_LINE if self._progress is None else _REFRESH):
+        if not at_once and now - self._shown_at < (_LINE if self._live is None else _REFRESH):
             return
         self._shown_at = now
-        if self._progress is None:
-            self.say(f"{done:,} of {self._executions:,}  {self._facts()}")
+        count = f"{done:,} of {self._executions:,}"
+        if self._live is None:
+            self.say(f"{count}  {self._rates()}  {claim_latency(self._board)}")
         else:
-            self._progress.update(self._bar, completed=done, facts=self._facts(), refresh=True)
+            lines = Table.grid()
+            lines.add_row(ProgressBar(total=self._executions, completed=done, width=_BAR_WIDTH))
+            lines.add_row(Text(f"{count}  {self._rates()}"))
+            lines.add_row(Text(claim_latency(self._board)))
+            self._live.update(lines, refresh=True)
 
-    def _facts(self) -> str:
+    def _rates(self) -> str:
         (began, executions, steps), (now, executions_now, steps_now) = self._samples[0], self._samples[-1]
         seconds = max(now - began, 1e-3)
-        rates = (
-            f"{(executions_now - executions) / seconds:,.0f} executions/s  {(steps_now - steps) / seconds:,.0f} steps/s"
-        )
-        return f"{rates}  {claim_latency(self._board)}"
+        executions_rate, steps_rate = (executions_now - executions) / seconds, (steps_now - steps) / seconds
+        return f"{executions_rate:,.0f} executions/s  {steps_rate:,.0f} steps/s"
 
 
 def claim_latency(board: Board) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -98,7 +98,7 @@ def wait(
         raise Failed(one_line(str(error))) from None
     print_json(record) if as_json else print_execution(record)
     if record.status is not ExecutionStatus.COMPLETED:
-        raise Failed
+        raise Failed(f"{one_line(execution_id)} {_ending(record)}")
 
 
 def cancel(
@@ -122,7 +122,7 @@ def cancel(
     elif cancelled:
         print(f"cancelled {one_line(execution_id)}")
     if not cancelled:
-        raise Failed("" if as_json else f"{one_line(execution_id)} had ended already; `zart status` shows how")
+        raise Failed(f"{one_line(execution_id)} had ended already; `zart status` shows how")
 
 
 def list_(
@@ -187,7 +187,19 @@ def event(
     answer = ask(database_url, embedded, schema, work)
     if as_json:
         print_json({"execution_id": execution_id, "answer": answer.value})
-    else:
-        print(answer.value.replace("_", " "))
-    if answer is not EventAnswer.ACCEPTED:
-        raise Failed
+    match answer:
+        case EventAnswer.ACCEPTED:
+            if not as_json:
+                print(f"{one_line(execution_id)} has the event {one_line(name)}")
+        case EventAnswer.ALREADY_OFFERED:
+            raise Failed(f"{one_line(execution_id)} has an event {one_line(name)} already; the first one stays")
+        case EventAnswer.FINISHED:
+            raise Failed(f"{one_line(execution_id)} has ended; it takes no more events")
+
+
+def _ending(record: ExecutionRecord) -> str:
+    """How an execution ended that has no result, with what its error says."""
+    if not isinstance(record.error, dict):
+        return f"was {record.status}" if record.status is ExecutionStatus.CANCELLED else str(record.status)
+    error = cast("dict[str, Any]", record.error)
+    return one_line(f"{record.status}: {error.get('type', 'error')}: {error.get('message', '')}")

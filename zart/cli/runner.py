@@ -12,6 +12,7 @@ import typer
 from zart.cli.command import Version, code_of
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, opened, with_default_directory
 from zart.config import WorkerConfig
+from zart.errors import InvalidArgument
 from zart.runner.arbiter import run
 from zart.runner.options import RunnerOptions
 
@@ -91,7 +92,7 @@ def runner(
         lease_timeout=lease_timeout,
         poll_interval=poll_interval,
         shutdown_timeout=shutdown_timeout,
-        queues=None if queues is None else tuple(name.strip() for name in queues.split(",")),
+        queues=None if queues is None else _names(queues),
     )
     RunnerOptions(dsn="", app=target, procs=procs)  # refused before a database is started for it
     with opened(database_url, embedded, schema) as dsn:
@@ -107,6 +108,13 @@ def runner(
             )
         )
     raise typer.Exit(code)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise InvalidArgument(f"--queues must be names with commas between them, as default,mail; got {text!r}")
+    return names
 
 
 def main() -> NoReturn:

@@ -45,8 +45,8 @@ class VerbRow(NamedTuple):
     id: int
     epoch: int
     verb: int
-    seen: int = 0
-    done_at: int = NEVER
+    seen: int | None = None
+    done_at: int | None = None
     due: float | None = None
     status: int = 0
     output: bytes | None = None
@@ -72,8 +72,8 @@ class Batch:
 
     def columns(self) -> tuple[Any, ...]:
         """The arrays of zart_tick between the worker's id and the claims."""
-        checkpoints = tuple(zip(*self.checkpoints, strict=True))[2:] if self.checkpoints else _NO_CHECKPOINTS
-        verbs = tuple(zip(*self.verbs, strict=True))[1:] if self.verbs else _NO_VERBS
+        checkpoints = map(_column, tuple(zip(*self.checkpoints, strict=True))[2:]) if self.checkpoints else _NO_CHECKPOINTS
+        verbs = map(_column, tuple(zip(*self.verbs, strict=True))[1:]) if self.verbs else _NO_VERBS
         return (*checkpoints, *verbs, *_NO_CHILDREN)
 
     def ending(self) -> int:
@@ -120,6 +120,11 @@ class Batch:
     def add_verb(self, row: VerbRow) -> None:
         self.verbs.append(row)
         self.bytes += _bytes_of(row.output, row.error)
+
+
+def _column(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A column without any value goes as an empty array: `unnest` fills short columns up with nulls."""
+    return () if values[0] is None and values.count(None) == len(values) else values
 
 
 def _bytes_of(first: bytes | None, second: bytes | None) -> int:

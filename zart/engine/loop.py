@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import asyncpg
+
 from zart.config import WorkerConfig
 from zart.engine import failure
 from zart.engine.batch import Batch
@@ -21,7 +23,7 @@ from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
-from zart.errors import SerializationError
+from zart.errors import DatabaseError, SerializationError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
 from zart.model import StoredStatus, Verb
 from zart.postgres.sqlstate import Fault, classify
@@ -103,6 +105,10 @@ class WorkerLoop:
         beat = self._loop.create_task(self._beat())
         try:
             await self._cycle()
+        except asyncpg.PostgresError as error:
+            raise DatabaseError(
+                f"the database cannot run zart's statements ({type(error).__name__}: {error}); see `zart migrate`"
+            ) from error
         finally:
             beat.cancel()
             for turn in list(self.turns.values()):
@@ -172,10 +178,10 @@ class WorkerLoop:
         if wanted is None and not waiting:
             return
         bucket = self._next_bucket(waiting, wanted)
+        if bucket in self._hungry:
+            await self._refresh_lanes()
         batch = self.rows.take(bucket)
         free = self._free_slots(batch) if bucket in self._hungry else 0
-        if free:
-            await self._refresh_lanes()
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
         if answer.fenced:
             return
@@ -244,14 +250,16 @@ class WorkerLoop:
         return waiting[self._turn_about] if self._turn_about < len(waiting) else wanted or 0
 
     async def _refresh_lanes(self) -> None:
-        """A start in a queue that nobody used before makes a lane: look for those once per poll interval."""
-        if self._loop.time() - self._lanes_read_at >= self.config.poll_seconds:
-            session = self._session
-            queues = None if self.config.queues is None else list(self.config.queues)
-            self._lanes = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
-            self._lanes_read_at = self._loop.time()
-        elif len(self._lanes) > 1:
+        """Rotate the lanes. Starts in queues that nobody used before make lanes: look for those once per poll interval."""
+        if self._loop.time() - self._lanes_read_at < self.config.poll_seconds:
             self._lanes = self._lanes[1:] + self._lanes[:1]
+            return
+        session, queues = self._session, self.config.queues
+        if not self._lanes:
+            pairs = [(spec.queue, spec.task_name) for spec in self.registry.values()]
+            await queue.add_lanes(session.connection, session.schema, pairs)
+        self._lanes = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
+        self._lanes_read_at = self._loop.time()
 
     # -- what was claimed
 

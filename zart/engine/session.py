@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.errors import DatabaseUnreachable
+from zart.errors import DatabaseError, DatabaseUnreachable
 from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
 from zart.postgres.connection import connect
+from zart.postgres.sqlstate import Fault, classify
 from zart.store import workers
 from zart.store.migrate import check_schema
 
@@ -78,9 +79,14 @@ class Session:
         Raises:
             DatabaseError: the database cannot serve this worker.
         """
-        await self._connect()
         self.place.worker_id = self.worker_id
-        await self._register([workers.NOBODY])
+        try:
+            await self._connect()
+            await self._register([workers.NOBODY])
+        except Exception as error:
+            if isinstance(error, DatabaseError) or classify(error) is not Fault.LOST:
+                raise
+            raise DatabaseUnreachable("the connection was lost while the worker registered; try again") from error
 
     async def renew(self) -> list[Held]:
         """A fresh connection under a new identity, however long it takes; what the old one holds comes along."""
@@ -92,7 +98,9 @@ class Session:
             try:
                 await self._connect()
                 held = await self._register(previous)
-            except (DatabaseUnreachable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except Exception as error:
+                if not isinstance(error, DatabaseUnreachable) and classify(error) not in (Fault.LOST, Fault.RETRY):
+                    raise
                 self.place.add(DATABASE_ERRORS)
                 log.warning("worker cannot register yet, next try in %.2f s: %s", backoff, error)
                 self.connection.terminate()
@@ -113,7 +121,8 @@ class Session:
                         self.connection, self.schema, bucket, self.worker_id, proof=True, blame=[]
                     )
                 await self.connection.close()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except Exception as error:
+            log.debug("worker %d left without saying so: %s", self.worker_id, type(error).__name__)
             self.connection.terminate()
 
     async def _connect(self) -> None:

@@ -153,9 +153,9 @@ class Supervisor:
     async def _listen(self, connection: Connection, _: int) -> None:
         await connection.add_listener(workers.channel(self._schema), self._on_hint)
         self._attendant.hint()  # what was sent while nobody listened
-        while True:
+        while not connection.is_closed():
             await asyncio.sleep(_LISTEN_CHECK)
-            await connection.execute("")
+            await connection.execute("select")
 
     def _on_hint(self, *_: object) -> None:
         self._attendant.hint()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic_ns, perf_counter
 from typing import Any
 
-from zart.engine.batch import NEVER, Batch, CheckpointRow, VerbRow
+from zart.engine.batch import Batch, CheckpointRow, VerbRow
 from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
 from zart.engine.turn import Turn
@@ -103,8 +103,8 @@ class Ticker:
         turn: Turn,
         verb: Verb,
         *,
-        seen: int = 0,
-        done_at: int = NEVER,
+        seen: int | None = None,
+        done_at: int | None = None,
         due: float | None = None,
         status: int = 0,
         output: bytes | None = None,

@@ -61,8 +61,8 @@ class RowSink(Protocol):
         turn: Turn,
         verb: Verb,
         *,
-        seen: int = 0,
-        done_at: int = NEVER,
+        seen: int | None = None,
+        done_at: int | None = None,
         due: float | None = None,
         status: int = 0,
         output: bytes | None = None,
@@ -131,12 +131,15 @@ class Turn:
         deadline_in: float | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Start the body in a task of its own."""
+        """Start the body in a task of its own, unless its time is up."""
         self.spec, self.execution_id, self.data, self.attempt, self.loop = spec, execution_id, data, attempt, loop
         self.began = loop.time()
+        if deadline_in is not None and deadline_in <= 0:
+            self.stop = Stop.DEADLINE
+            return self._end(None, None)
         if deadline_in is not None:
             self.deadline_at = self.began + deadline_in
-            self.deadline_timer = loop.call_later(max(0.0, deadline_in), self.interrupt, Stop.DEADLINE)
+            self.deadline_timer = loop.call_later(deadline_in, self.interrupt, Stop.DEADLINE)
         context = contextvars.copy_context()
         context.run(current_scope.set, self)
         self.main = loop.create_task(self._run(), context=context)
@@ -188,7 +191,7 @@ class Turn:
         if stop is Stop.HAND_BACK:
             end(self, Verb.PUT_OFF, due=0.0)
         elif stop is Stop.PARK:
-            end(self, Verb.PARK, seen=self.seen, due=max(0.0, self.wake_at - self.loop.time()))
+            end(self, Verb.PARK, seen=self.seen, done_at=NEVER, due=max(0.0, self.wake_at - self.loop.time()))
         elif stop is Stop.DEADLINE:
             record = {"kind": "deadline_exceeded", "type": "DeadlineExceeded", "message": "the execution's deadline passed"}
             end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
@@ -226,6 +229,8 @@ class Turn:
 
     def refuse(self, record: failure.Record) -> None:
         """PostgreSQL will not store a value of this turn: the execution fails with this record."""
+        if self.is_lost():
+            return
         if self.ended:
             self.host.rows.end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
         else:

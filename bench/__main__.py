@@ -1,0 +1,63 @@
+"""`python -m bench`: what can be measured, and measuring it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import measure, report
+from bench.rig import BenchError
+from bench.scenarios import SCENARIOS
+from zart.cli.command import run as run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """What can be measured."""
+    table = Table("name", "question", "executions", box=None, pad_edge=False)
+    for scenario in SCENARIOS.values():
+        table.add_row(scenario.name, scenario.question, f"{scenario.executions:,}")
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A scenario of `list`.")],
+    executions: Annotated[int | None, typer.Option(min=1, metavar="N", help="Executions per drain.")] = None,
+    procs: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes, for floor and engine alike.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="How often floor and engine take turns.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Executions per statement of the floor.")] = 500,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Where the JSON file goes.")] = report.RESULTS,
+) -> None:
+    """Measure the engine against the raw floor, print a table and keep the numbers as JSON.
+
+    Example: python -m bench run five-step --executions 100000
+    """
+    scenario = SCENARIOS.get(name)
+    if scenario is None:
+        raise typer.BadParameter(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}", param_hint="NAME")
+    result = measure.run(
+        scenario,
+        executions=executions or scenario.executions,
+        procs=procs,
+        repeats=repeats,
+        batch=batch,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    report.show(result)
+    print(f"kept in {report.keep(result, results).name}")
+
+
+if __name__ == "__main__":
+    try:
+        run_command(app, "python -m bench")
+    except BenchError as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        sys.exit(1)

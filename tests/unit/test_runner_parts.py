@@ -1,0 +1,176 @@
+"""The runner's parts that need no process: the board, the link, seats, the watchdog."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from zart.errors import InvalidArgument
+from zart.metrics import TICKS, Place
+from zart.runner import board as header
+from zart.runner.board import Board
+from zart.runner.health import Watchdog
+from zart.runner.link import STOP, Death, DeathLink
+from zart.runner.options import RunnerOptions
+from zart.runner.process import describe_status
+from zart.runner.seat import Seat, restart_delay
+
+
+def test_a_board_is_shared_with_forked_processes() -> None:
+    board = Board(3)
+    child = os.fork()
+    if child == 0:
+        board.places[2].add(TICKS, 4)
+        board.header[header.TAKEN_OVER] = 9
+        board.say("three  words\nhere", 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert board.places[2].words[TICKS] == 4
+    assert board.header[header.TAKEN_OVER] == 9
+    assert board.said(1) == "three words here"
+
+
+def test_places_of_a_board_do_not_overlap() -> None:
+    board = Board(3)
+    for index, place in enumerate(board.places):
+        for offset in range(Place.size() // 8):
+            place.words[offset] = index + 1
+        board.say("x" * 5000, index)
+    board.say("the runner's")
+    for index, place in enumerate(board.places):
+        assert set(place.words) == {index + 1}
+        assert set(board.said(index)) == {"x"}
+    assert board.said() == "the runner's"
+    assert not any(board.header)
+
+
+@pytest.mark.parametrize("procs", [0, -1, 513])
+def test_procs_out_of_bounds_are_refused(procs: int) -> None:
+    with pytest.raises(InvalidArgument, match="procs must be from 1 to 512"):
+        Board(procs)
+    with pytest.raises(InvalidArgument, match="procs must be from 1 to 512"):
+        RunnerOptions(dsn="postgresql://", app="app", procs=procs)
+
+
+def test_a_board_of_another_size_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="3 places"):
+        RunnerOptions(dsn="postgresql://", app="app", procs=2, board=Board(3))
+
+
+def test_restarts_come_at_once_first_and_then_ever_later() -> None:
+    assert [restart_delay(deaths) for deaths in range(1, 6)] == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert restart_delay(50) == 10.0
+
+
+def test_a_long_life_makes_the_next_death_count_as_the_first() -> None:
+    seat = Seat()
+    for _ in range(5):
+        seat.put_off(0.0)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    seat.begin(pid, -1e9)
+    while seat.reap() is None:
+        pass
+    seat.put_off(0.0)
+    assert seat.due == 0.1
+
+
+def test_a_stuck_worker_is_told_after_the_limit() -> None:
+    place, watchdog = Place.private(), Watchdog(3.0)
+    place.ready = place.pid = 1
+    assert [watchdog.stuck([place], float(now)) for now in range(5)] == [[], [], [], [], [0]]
+
+
+def test_a_worker_whose_loop_turns_is_not_stuck() -> None:
+    place, watchdog = Place.private(), Watchdog(3.0)
+    place.ready = place.pid = 1
+    for now in range(10):
+        place.loop_count += now % 2
+        assert watchdog.stuck([place], float(now)) == []
+
+
+def test_a_successor_is_not_stuck_for_its_predecessor() -> None:
+    place, watchdog = Place.private(), Watchdog(3.0)
+    place.ready = place.pid = 1
+    for now in range(4):
+        watchdog.stuck([place], float(now))
+    place.pid = 2
+    assert watchdog.stuck([place], 4.0) == []
+
+
+def test_a_pause_of_the_arbiter_makes_nobody_stuck() -> None:
+    place, watchdog = Place.private(), Watchdog(3.0)
+    place.ready = place.pid = 1
+    watchdog.stuck([place], 0.0)
+    assert watchdog.stuck([place], 60.0) == []
+
+
+def _received(end: socket.socket) -> list[bytes]:
+    end.setblocking(False)
+    messages: list[bytes] = []
+    while True:
+        try:
+            messages.append(end.recv(8192))
+        except BlockingIOError:
+            return messages
+
+
+def test_a_death_comes_back_as_it_was_sent() -> None:
+    for death in (Death(1, (2**63 - 1, 5), (7,)), Death(2, (), None), Death(3, (1,), ())):
+        assert Death.decode(death.encode()) == death
+
+
+def test_deaths_are_kept_until_they_are_acknowledged() -> None:
+    link = DeathLink()
+    with link.open() as control:
+        link.report([1], [])
+        link.report([2], None)
+        link.exchange()
+        assert [json.loads(message)[0] for message in _received(control)] == [1, 2]
+        control.send(b"1")
+        link.exchange()
+        assert link.waiting == 1
+    link.close()
+
+
+def test_the_next_control_hears_what_none_acknowledged() -> None:
+    link = DeathLink()
+    with link.open() as first:
+        link.report([1], [])
+        link.report([2], [])
+        link.exchange()
+        first.send(b"1")
+        link.exchange()
+    link.exchange()
+    assert link.fileno() == -1
+    link.report([3], [])
+    link.stop()
+    with link.open() as second:
+        link.exchange()
+        messages = _received(second)
+    assert [json.loads(message)[1] for message in messages[:-1]] == [[2], [3]]
+    assert messages[-1] == STOP
+    link.close()
+
+
+def test_more_deaths_than_the_socket_holds_wait_without_blocking() -> None:
+    link = DeathLink()
+    with link.open() as control:
+        for number in range(5000):
+            link.report([number], [])
+        link.exchange()
+        assert link.has_unsent
+        heard = 0
+        while heard < 5000:
+            heard += len(_received(control))
+            link.exchange()
+    link.close()
+
+
+def test_statuses_are_named() -> None:
+    assert describe_status(9) == "signal SIGKILL"
+    assert describe_status(3 << 8) == "exit code 3"
