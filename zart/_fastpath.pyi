@@ -6,7 +6,11 @@ MAX_DEPTH: Final[int]
 """Most containers inside each other that `encode_plain` takes."""
 
 def step_key(space: int, name: str) -> int:
-    """XXH64 of the UTF-8 name with seed `space`, as a signed 64-bit number."""
+    """XXH64 of the UTF-8 name with seed `space`, as a signed 64-bit number.
+
+    Raises:
+        UnicodeEncodeError: the name holds a lone surrogate.
+    """
 
 def bucket_of(execution_id: str, buckets: int) -> int:
     """XXH64 (seed 0) of the UTF-8 id, unsigned, modulo `buckets`.

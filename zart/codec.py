@@ -144,7 +144,7 @@ def _marked(value: Any) -> bytes:
 def _unmark(marker: Any) -> Any:
     try:
         return _UNMARK[marker[_MARK]](marker["value"])
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise SerializationError(
             f"the stored value has the key {_MARK!r} but is no marker that this version of zart knows; read it with the"
             " version that wrote it"

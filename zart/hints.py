@@ -9,6 +9,8 @@ from typing import TypeAlias
 from zart.errors import DatabaseError
 from zart.log import logger
 
+_PATIENCE = 2.0
+
 _log = logger("hints")
 
 Send: TypeAlias = Callable[[int, str, str], Awaitable[object]]
@@ -29,10 +31,11 @@ class HintSender:
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_all(), name="zart-hints")
 
-    async def drain(self) -> None:
-        """Wait until all hints are sent or lost."""
+    async def close(self) -> None:
+        """Wait a moment for the hints that are due, and give up the rest."""
         if self._sending is not None:
-            await asyncio.wait([self._sending])
+            await asyncio.wait([self._sending], timeout=_PATIENCE)
+            self._sending.cancel()
 
     async def _send_all(self) -> None:
         while self._wanted:

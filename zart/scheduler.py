@@ -375,7 +375,7 @@ class PostgresScheduler(DurableScheduler):
     async def _look(self, ids: Sequence[str], unsure: Sequence[str]) -> Found:
         groups = await self._tables.by_bucket(ids)
         endings: dict[str, Ending] = {}
-        async with self._tables.connection(f"waiting for {len(ids)} executions") as connection:
+        async with self._tables.connection_for_all(f"waiting for {len(ids)} executions") as connection:
             for bucket, here in groups.items():
                 for row in await executions.waited_for(connection, self.schema, bucket, here):
                     endings[row["execution_id"]] = Ending(

@@ -66,8 +66,8 @@ class Starter:
         self._hints = HintSender(self._send_hint)
 
     async def close(self) -> None:
-        """Wait for hints that are on their way."""
-        await self._hints.drain()
+        """Wait a moment for hints that are on their way."""
+        await self._hints.close()
 
     async def start(self, terms: StartTerms, execution_id: str, data: Any, conn: Connection | None) -> Started:
         """Start one execution, or find the one that has its id.
@@ -149,5 +149,5 @@ class Starter:
             await workers.hint(connection, self._tables.schema, bucket, terms.queue, terms.task_name)
 
     async def _send_hint(self, bucket: int, queue: str, task_name: str) -> None:
-        async with self._tables.connection(f"sending a hint for {task_name!r}") as connection:
+        async with self._tables.connection_for_all(f"sending a hint for {task_name!r}") as connection:
             await workers.hint(connection, self._tables.schema, bucket, queue, task_name)

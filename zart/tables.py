@@ -12,7 +12,7 @@ import asyncpg
 from zart.codec import bucket_of
 from zart.errors import InvalidArgument
 from zart.postgres.connection import Connection
-from zart.postgres.pool import Database, translated
+from zart.postgres.pool import Database
 from zart.store.migrate import Settings, check_schema
 from zart.store.statements import quoted
 from zart.terms import CHILD_PREFIX
@@ -35,9 +35,15 @@ class Tables:
         """A connection for one call; `doing` says in errors what failed. Raises as Database.connection."""
         return self.database.connection(doing)
 
+    def connection_for_all(self, doing: str) -> AbstractAsyncContextManager[Connection]:
+        """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""
+        return self.database.connection_for_all(doing)
+
     @asynccontextmanager
     async def joined(self, conn: Connection | None, doing: str) -> AsyncGenerator[Connection]:
         """The caller's connection, whose transaction goes on afterwards; one of the pool if there is none.
+
+        Errors of the caller's connection come as asyncpg raises them: they are about the caller's transaction.
 
         Raises:
             InvalidArgument: it is no asyncpg connection, or not in a transaction.
@@ -50,8 +56,7 @@ class Tables:
             raise InvalidArgument(f"conn must be an asyncpg connection, got {type(conn).__name__}")
         if not conn.is_in_transaction():
             raise InvalidArgument("conn must be in a transaction: use it inside `async with conn.transaction():`")
-        with translated(doing, "the database of `conn`"):
-            yield conn
+        yield conn
 
     async def buckets(self) -> int:
         """Over how many buckets executions are spread. The first call checks the schema's version.

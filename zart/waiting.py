@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ from zart.errors import (
     ExecutionNotFound,
     WaitTimedOut,
 )
+from zart.log import logger
 from zart.model import StoredStatus
 
 FASTEST_LOOK = 0.002
@@ -34,7 +34,7 @@ _MOST_IDS = 5_000
 _FIRST_RETRY = 0.05
 _SLOWEST_RETRY = 1.0
 
-_log = logging.getLogger("zart.waiting")
+_log = logger("waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class EndingPoller:
             if due := self._take_due(loop.time()):
                 began = loop.time()
                 await self._settle(due)
-                rest = self._retry_in or (loop.time() - began) * _REST
+                rest = self._retry_in or min((loop.time() - began) * _REST, SLOWEST_LOOK)
                 for waiter in due:
                     self._put_back(waiter, loop.time())
             await self._pause(rest)

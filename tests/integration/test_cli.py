@@ -412,7 +412,7 @@ def test_a_user_starts_waits_and_reads_what_the_runner_did(
     assert (bad.code, bad.json["status"]) == (1, "failed")
     assert "no, never" in bad.err
     assert (strange.code, strange.json["status"]) == (1, "failed")
-    assert "increment" in strange.err
+    assert "Expected `int`, got `str`" in strange.err
     assert [(step["name"], step["result"]) for step in history] == [("add-one", 42)]
     assert "add-one" in zart_here("history", "good").out
     assert ended(serving).code == 0

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.database import Database
+from tests.support.eventually import eventually
 from zart.errors import DatabaseUnreachable
 from zart.postgres import connection as module
 from zart.postgres.connection import connect, create_pool, describe
@@ -179,22 +180,24 @@ async def test_a_refused_connection_is_not_left_open(
 ) -> None:
     monkeypatch.setattr(module, "OLDEST_SERVER", 999)
     await refusal(database.dsn)
-    async with asyncio.timeout(10):
-        while await superuser.fetchval("select count(*) from pg_stat_activity where application_name = 'test'"):
-            await asyncio.sleep(0.01)
+    left = "select count(*) = 0 from pg_stat_activity where application_name = 'test'"
+    assert await eventually(lambda: superuser.fetchval(left))
 
 
 async def test_a_pool_is_checked_like_a_connection(closed_port: int) -> None:
     with pytest.raises(DatabaseUnreachable, match="is the server running"):
-        await create_pool(f"postgresql://127.0.0.1:{closed_port}/app", application_name="test", min_size=0, max_size=2)
+        _ = await create_pool(
+            f"postgresql://127.0.0.1:{closed_port}/app", application_name="test", min_size=0, max_size=2
+        )
 
 
 async def test_a_pool_gives_a_connection_back_without_a_round_trip(database: Database) -> None:
-    async with await create_pool(database.dsn, application_name="test", min_size=0, max_size=1) as pool:
-        async with pool.acquire() as made:
-            await made.execute("set work_mem = '1234kB'")
-        async with pool.acquire() as made:
-            assert await made.fetchval("show work_mem") == "1234kB"
+    pool = await create_pool(database.dsn, application_name="test", min_size=0, max_size=1)
+    async with pool.acquire() as made:
+        await made.execute("set work_mem = '1234kB'")
+    async with pool.acquire() as made:
+        assert await made.fetchval("show work_mem") == "1234kB"
+    await pool.close()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ async def test_a_cancel_ends_the_wait(scheduler: PostgresScheduler) -> None:
 
 async def test_a_wait_whose_time_is_up_says_that_the_execution_goes_on(scheduler: PostgresScheduler) -> None:
     await scheduler.start("a", "task", 1)
-    with pytest.raises(WaitTimedOut, match="'a' did not end within 0.05 s"):
+    with pytest.raises(WaitTimedOut, match=r"'a' did not end within 0\.05 s"):
         await scheduler.wait("a", timeout="50ms")
 
 
@@ -162,26 +162,36 @@ async def test_a_wait_survives_the_loss_of_its_connection(
     assert await wait == 1
 
 
+async def allow_connections(server_dsn: str, database: Database, allowed: bool) -> None:
+    """Whether anybody may connect to the database; sessions that are there stay."""
+    name = database.dsn.partition("?")[0].rpartition("/")[2]
+    elsewhere = await asyncpg.connect(server_dsn)
+    await elsewhere.execute(f"alter database {name} with allow_connections {allowed}")
+    await elsewhere.close()
+
+
 async def test_a_wait_survives_a_time_without_a_database(
-    scheduler: PostgresScheduler, database: Database, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    scheduler: PostgresScheduler,
+    database: Database,
+    connection: asyncpg.Connection,
+    server_dsn: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     await scheduler.start("a", "task", 1)
     wait = asyncio.create_task(scheduler.wait_completion("a", int, timeout="20s"))
-    name = database.dsn.partition("?")[0].rpartition("/")[2]
-    await connection.execute(f"alter database {name} with allow_connections false")
-    await eventually(lambda: cut_connections(connection))
+    await allow_connections(server_dsn, database, False)
+    await cut_connections(connection)
     await eventually(lambda: "no answer" in caplog.text)
-    await connection.execute(f"alter database {name} with allow_connections true")
+    await allow_connections(server_dsn, database, True)
     await end_all(database, output=b"1")
     assert await wait == 1
 
 
 async def test_a_wait_without_a_database_ends_at_its_time(
-    scheduler: PostgresScheduler, database: Database, connection: asyncpg.Connection
+    scheduler: PostgresScheduler, database: Database, connection: asyncpg.Connection, server_dsn: str
 ) -> None:
     await scheduler.start("a", "task", 1)
-    name = database.dsn.partition("?")[0].rpartition("/")[2]
-    await connection.execute(f"alter database {name} with allow_connections false")
+    await allow_connections(server_dsn, database, False)
     await cut_connections(connection)
     with pytest.raises(WaitTimedOut):
         await scheduler.wait("a", timeout="200ms")

@@ -1,4 +1,4 @@
-"""Live equals replay: what a body receives now is what the stored bytes give later. And the native module does what its twin says."""
+"""Live equals replay: a body receives now what the stored bytes give later. And the native module does as its twin."""
 
 from __future__ import annotations
 
@@ -56,16 +56,20 @@ class Level(enum.IntEnum):
 def nested(leaves: st.SearchStrategy[Any], keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.recursive(
         leaves,
-        lambda parts: st.lists(parts, max_size=4)
-        | st.lists(parts, max_size=4).map(tuple)
-        | st.dictionaries(keys, parts, max_size=4),
+        lambda parts: (
+            st.lists(parts, max_size=4)
+            | st.lists(parts, max_size=4).map(tuple)
+            | st.dictionaries(keys, parts, max_size=4)
+        ),
         max_leaves=15,
     )
 
 
 json_values = nested(json_scalars, json_texts)
 
-hostile_texts = st.text(st.characters(exclude_categories=[]), max_size=10) | st.sampled_from(["\0", "é\0", "日\0", "\ud800"])
+hostile_texts = st.text(st.characters(exclude_categories=[]), max_size=10) | st.sampled_from(
+    ["\0", "é\0", "日\0", "\ud800"]
+)
 hostile_scalars = st.one_of(
     json_scalars,
     hostile_texts,
@@ -143,12 +147,6 @@ class Order:
     placed: datetime | None = None
     note: Any = None
     by_day: dict[date, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(eq=False)
-class WithoutEquality:
-    number: int
-    inner: Line | None = None
 
 
 class Address(TypedDict):
@@ -253,7 +251,10 @@ TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
         st.builds(Card, json_texts, st.dates())
         | st.builds(Invoice, json_ints, st.dictionaries(json_ints, st.sampled_from(Color), max_size=3)),
     ),
-    (Tree, st.recursive(st.builds(Tree, json_ints), lambda below: st.builds(Tree, json_ints, st.lists(below, max_size=2)))),
+    (
+        Tree,
+        st.recursive(st.builds(Tree, json_ints), lambda below: st.builds(Tree, json_ints, st.lists(below, max_size=2))),
+    ),
     (
         list[Model] | None,
         st.none()
@@ -294,9 +295,7 @@ def assert_live_equals_replay(codec: Codec, value: Any, *, ordered: bool = True)
 @given(data=st.data())
 def test_live_equals_replay(annotation: Any, values: st.SearchStrategy[Any], data: st.DataObject) -> None:
     value = data.draw(values)
-    live = assert_live_equals_replay(
-        codec_for(annotation, where="test"), value, ordered=annotation not in UNORDERED
-    )
+    live = assert_live_equals_replay(codec_for(annotation, where="test"), value, ordered=annotation not in UNORDERED)
     assert live == as_lists(value) or live == value
 
 
@@ -330,23 +329,24 @@ def test_standard_values_at_the_top_come_back_as_themselves_without_annotation(v
 
 @given(nested(hostile_scalars, hostile_keys))
 def test_any_value_is_kept_as_it_is_or_refused_with_its_place(value: Any) -> None:
-    try:
-        live = assert_live_equals_replay(PLAIN, value)
-    except SerializationError as error:
-        assert error.path.startswith("$")
-    else:
-        assert live == as_lists(value)
+    path = refused_at(PLAIN, value)
+    assert path.startswith("$") if path else assert_live_equals_replay(PLAIN, value) == as_lists(value)
 
 
 @given(nested(hostile_scalars, hostile_keys))
 def test_any_value_in_an_untyped_field_is_kept_as_it_is_or_refused_with_its_place(value: Any) -> None:
-    codec = codec_for(Order, where="test")
+    codec, order = codec_for(Order, where="test"), Order(1, [], note=value)
+    path = refused_at(codec, order)
+    assert path.startswith("$.note") if path else assert_live_equals_replay(codec, order) == as_lists(order)
+
+
+def refused_at(codec: Codec, value: Any) -> str:
+    """Where the value is refused, or "" if it is kept."""
     try:
-        live = assert_live_equals_replay(codec, Order(1, [], note=value))
+        codec.encode(value)
     except SerializationError as error:
-        assert error.path.startswith("$.note")
-    else:
-        assert as_lists(live.note) == as_lists(value)
+        return error.path
+    return ""
 
 
 @given(json_values)

@@ -67,15 +67,17 @@ def template(server_dsn: str) -> str:
 @pytest_asyncio.fixture
 async def database(server_dsn: str, template: str) -> AsyncIterator[Database]:
     """A database with a migrated schema."""
-    async for made in _fresh(server_dsn, template):
-        yield made
+    made = await make_database(server_dsn, template)
+    yield made
+    await drop_database(server_dsn, made)
 
 
 @pytest_asyncio.fixture
 async def empty_database(server_dsn: str) -> AsyncIterator[Database]:
     """A database without a schema."""
-    async for made in _fresh(server_dsn, "template1"):
-        yield made
+    made = await make_database(server_dsn, "template1")
+    yield made
+    await drop_database(server_dsn, made)
 
 
 @pytest_asyncio.fixture
@@ -86,11 +88,16 @@ async def connection(database: Database) -> AsyncIterator[asyncpg.Connection]:
     await made.close()
 
 
-async def _fresh(server_dsn: str, template: str) -> AsyncIterator[Database]:
+async def make_database(server_dsn: str, template: str) -> Database:
+    """A copy of the database named `template`."""
     name = f"test_{next(_numbers)}"
     await _run(server_dsn, f"create database {name} template {template}")
-    yield Database(_named(server_dsn, name))
-    await _run(server_dsn, f"drop database {name} with (force)")
+    return Database(_named(server_dsn, name))
+
+
+async def drop_database(server_dsn: str, database: Database) -> None:
+    """Drop it, whoever is connected."""
+    await _run(server_dsn, f"drop database {urlsplit(database.dsn).path[1:]} with (force)")
 
 
 async def _run(dsn: str, text: str) -> None:

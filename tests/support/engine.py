@@ -169,6 +169,5 @@ class Engine:
 async def refuse_results_like(connection: asyncpg.Connection, text: str) -> None:
     """Make PostgreSQL refuse journal results that contain this text."""
     await connection.execute(
-        "alter table zart.zart_tasks add constraint refused"
-        f" check (result is null or result::text not like '%{text}%')"
+        f"alter table zart.zart_tasks add constraint refused check (result is null or result::text not like '%{text}%')"
     )

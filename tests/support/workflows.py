@@ -43,7 +43,9 @@ async def leave_effect(step: str) -> None:
     """Note that a step begins."""
     assert _pool is not None
     execution_id = zart.context().execution_id
-    await _pool.execute("insert into effects(execution_id, step, pid) values ($1, $2, $3)", execution_id, step, os.getpid())
+    await _pool.execute(
+        "insert into effects(execution_id, step, pid) values ($1, $2, $3)", execution_id, step, os.getpid()
+    )
 
 
 @zart_step("add-{n}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +31,7 @@ from zart.store.audit import audit_executions, count_unfinished
 _APP = "zart.cli.onboarding"
 _BUCKET = 0
 _LOOK_INTERVAL = 0.02
+_ASK_INTERVAL = 0.2
 _STANDSTILL = 60.0
 _STOP_TIMEOUT = 30.0
 
@@ -58,10 +58,10 @@ def demo(
     """
     console = Console(highlight=False)
     board = Board(procs)
-    with EmbeddedPostgres() as server, tempfile.TemporaryDirectory(prefix="zart-demo-") as folder:
+    with EmbeddedPostgres() as server:
         console.print(f"PostgreSQL runs in {server.directory}", markup=False)
         asyncio.run(_start(server.dsn, executions, console))
-        runner = _Runner(server.dsn, procs, board, Path(folder) / "runner.log")
+        runner = _Runner(server.dsn, procs, board, server.directory / "runner.log")
         try:
             kill = asyncio.run(_drain(server.dsn, runner, Display(board, executions, console), executions))
             runner.stop()
@@ -128,13 +128,16 @@ async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -
     connection = await connect(dsn, application_name="zart demo")
     try:
         with display:
-            done, moved_at = 0, time.monotonic()
+            done = 0
+            moved_at = asked_at = time.monotonic()
             while done < executions:
                 await asyncio.sleep(_LOOK_INTERVAL)
                 runner.check()
-                before, done = done, await _done(connection, runner.board, executions)
-                moved_at = time.monotonic() if done > before else moved_at
-                if time.monotonic() - moved_at > _STANDSTILL:
+                before, done, now = done, max(done, completed(runner.board)), time.monotonic()
+                if done == before and now - asked_at > _ASK_INTERVAL:  # a worker that was killed left some uncounted
+                    done, asked_at = executions - await count_unfinished(connection, DEFAULT_SCHEMA, _BUCKET), now
+                moved_at = now if done > before else moved_at
+                if now - moved_at > _STANDSTILL:
                     raise Failed(f"{executions - done:,} executions did not end: nothing moved for {_STANDSTILL:g} s")
                 if kill is None and executions // 2 <= done < executions:
                     kill = await _kill_a_worker(connection, runner.board, done)
@@ -144,14 +147,6 @@ async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -
     finally:
         await connection.close()
     return kill
-
-
-async def _done(connection: Connection, board: Board, executions: int) -> int:
-    """How many executions have ended: by the workers' counters while they run, by the database towards the end."""
-    counted = completed(board)
-    if counted < executions * 0.9:
-        return counted
-    return executions - await count_unfinished(connection, DEFAULT_SCHEMA, _BUCKET)
 
 
 async def _kill_a_worker(connection: Connection, board: Board, done: int) -> Kill | None:

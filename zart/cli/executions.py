@@ -49,12 +49,10 @@ def start(
     created = ask(database_url, embedded, schema, work)
     if as_json:
         print_json({"execution_id": wanted_id, "created": created})
+    elif created:
+        print(f"started {one_line(wanted_id)}")
     else:
-        print(
-            f"started {one_line(wanted_id)}"
-            if created
-            else f"{one_line(wanted_id)} existed already, it was not started again"
-        )
+        print(f"{one_line(wanted_id)} existed already, it was not started again")
 
 
 def status(

@@ -59,7 +59,8 @@ class Attendant:
         if takers and (self._hinted is None or self._places[self._hinted[0]].words[TICKS] != self._hinted[1]):
             self._hinted = takers[0], self._places[takers[0]].words[TICKS]
             self._wake(takers[0])
-        self._pace, self._poll_at = Pace(LEAST_INTERVAL, 1), now + LEAST_INTERVAL
+        self._pace = Pace(LEAST_INTERVAL, max(1, self._pace.wakes))
+        self._poll_at = min(self._poll_at, now + LEAST_INTERVAL)
         self._nudge.set()
 
     def take_over_expired(self, lease: WorkerLease) -> None:
@@ -108,8 +109,10 @@ class Attendant:
         """Tell starters for whom a hint is of use; then look again, for what was started just before sent none."""
         marked, unmarked = self._presence.marks(takers, now)
         for worker_ids, idle in ((marked, True), (unmarked, False)):
+            told = set(worker_ids)
             for bucket in range(buckets if worker_ids else 0):
-                await workers.mark_idle(connection, self._schema, bucket, worker_ids, idle)
+                told &= await workers.mark_idle(connection, self._schema, bucket, worker_ids, idle)
+            self._presence.told(told, idle)
         if marked:
             self._look_now()
 

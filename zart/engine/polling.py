@@ -6,7 +6,7 @@ comes, and every 20 ms while work comes in and is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,10 @@ QUIET: Final = 0.05
 """A worker with free slots that has not ticked for so long takes no work by itself."""
 BUSY: Final = 1.0
 """A worker that could take no work for so long is told of none."""
+STILL: Final = 1.0
+"""A worker whose event loop has not turned for so long can take none."""
+TELL_AGAIN: Final = 0.2
+"""How long to wait before a mark that could not be set is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,16 @@ def is_worth_a_claim(free: int, slots: int) -> bool:
 
 @dataclass(slots=True)
 class _Seen:
-    worker_id: int = 0
-    ticks: int = 0
-    ticked_at: float = 0.0
-    takes_at: float = 0.0
+    """What was seen of one place, with monotonic times."""
+
+    worker_id: int
+    ticks: int
+    beats: int
+    ticked_at: float
+    beaten_at: float
+    taking_at: float
     marked: bool = False
+    told_at: float = float("-inf")
 
 
 class Presence:
@@ -76,24 +85,32 @@ class Presence:
 
     def __init__(self, places: Sequence[Place], slots: int) -> None:
         self._places, self._slots = places, slots
-        self._seen = [_Seen() for _ in places]
+        self._seen = [_Seen(0, 0, 0, 0.0, 0.0, 0.0) for _ in places]
 
     def takers(self, now: float) -> list[int]:
         """Indexes of the workers that could take work but would not look for it, the emptiest first."""
         found: list[tuple[int, int, int]] = []
-        for index, (place, seen) in enumerate(zip(self._places, self._seen, strict=True)):
-            if place.worker_id != seen.worker_id:
-                self._seen[index] = seen = _Seen(place.worker_id, place.words[TICKS], now, now)
-            if place.words[TICKS] != seen.ticks:
-                seen.ticks, seen.ticked_at = place.words[TICKS], now
-            room = is_worth_a_claim(self._slots - place.held, self._slots)
-            if room and place.ready and not place.draining and (place.idle or now - seen.ticked_at >= QUIET):
-                seen.takes_at = now
+        for index, place in enumerate(self._places):
+            seen = self._look_at(index, place, now)
+            able = place.ready and not place.draining and now - seen.beaten_at < STILL
+            quiet = place.idle or now - seen.ticked_at >= QUIET
+            if able and quiet and is_worth_a_claim(self._slots - place.held, self._slots):
+                seen.taking_at = now
                 found.append((1 - place.idle, place.held, index))
         return [index for _, _, index in sorted(found)]
 
+    def _look_at(self, index: int, place: Place, now: float) -> _Seen:
+        seen, ticks, beats = self._seen[index], place.words[TICKS], place.loop_count
+        if place.worker_id != seen.worker_id:
+            self._seen[index] = seen = _Seen(place.worker_id, ticks, beats, now, now, now)
+        if ticks != seen.ticks:
+            seen.ticks, seen.ticked_at = ticks, now
+        if beats != seen.beats:
+            seen.beats, seen.beaten_at = beats, now
+        return seen
+
     def marks(self, takers: Sequence[int], now: float) -> tuple[list[int], list[int]]:
-        """Ids of workers to be marked as waiting for work, and of those to be unmarked; they count as told.
+        """Ids of workers to be marked as waiting for work, and of those to be unmarked; `told` ends the matter.
 
         A mark is set at once and taken back late: it costs a starter one needless hint at worst, its lack costs a poll
         interval.
@@ -101,18 +118,26 @@ class Presence:
         marked: list[int] = []
         unmarked: list[int] = []
         for index, seen in enumerate(self._seen):
+            if now - seen.told_at < TELL_AGAIN:
+                continue
             if index in takers and not seen.marked:
-                seen.marked = True
+                seen.told_at = now
                 marked.append(seen.worker_id)
-            elif seen.marked and now - seen.takes_at >= BUSY:
-                seen.marked = False
+            elif seen.marked and now - seen.taking_at >= BUSY:
+                seen.told_at = now
                 unmarked.append(seen.worker_id)
         return marked, unmarked
+
+    def told(self, worker_ids: Container[int], marked: bool) -> None:
+        """These workers are marked now, or unmarked; others whose rows were locked are asked for again."""
+        for seen in self._seen:
+            if seen.worker_id in worker_ids:
+                seen.marked, seen.told_at = marked, float("-inf")
 
     def forget_marks(self) -> None:
         """What was marked is unknown, so mark it again."""
         for seen in self._seen:
-            seen.marked = False
+            seen.marked, seen.told_at = False, float("-inf")
 
     def is_settled(self) -> bool:
         """True when no place can become a taker without being woken first."""

@@ -13,6 +13,7 @@ import urllib.parse
 from typing import TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from zart.errors import DatabaseUnreachable
@@ -36,7 +37,7 @@ async def connect(
     command_timeout: float | None = None,
     statement_cache: bool = True,
 ) -> asyncpg.Connection:
-    """Connect to a primary server that can serve zart.
+    """Connect to a primary server that can serve zart; of several hosts, to the first that is one.
 
     Args:
         dsn: `postgresql://user:password@host:port/database`; what it leaves out comes from the PG* variables.
@@ -59,6 +60,7 @@ async def connect(
                 statement_cache_size=_STATEMENT_CACHE if statement_cache else 0,
                 max_cached_statement_lifetime=0,
                 server_settings={"application_name": application_name},
+                target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
             )
             await _check_server(connection, place)
             usable, connection = connection, None
@@ -170,6 +172,8 @@ def _reason(error: Exception, timeout: float) -> str:
             return f"{_first_line(error)}; create it or name another one"
         case asyncpg.TooManyConnectionsError():
             return f"{_first_line(error)}; raise max_connections or run fewer workers"
+        case asyncpg.TargetServerAttributeNotMatched():
+            return "no server there is a primary; name the primary server"
         case asyncpg.CannotConnectNowError():
             return f"{_first_line(error)}; try again when it is up"
         case socket.gaierror():

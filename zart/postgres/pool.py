@@ -26,7 +26,8 @@ class Database:
     Args:
         dsn: the database's URL.
         application_name: how its connections show in pg_stat_activity.
-        min_size, max_size: how many connections are kept open, and how many there may be.
+        min_size, max_size: how many connections are kept open, and how many there may be. The last one is kept for
+            `connection_for_all`.
 
     Raises:
         DatabaseUnreachable: (`open`) the first connection cannot be made.
@@ -36,6 +37,7 @@ class Database:
     def __init__(self, dsn: str, pool: asyncpg.Pool) -> None:
         self.dsn, self._pool = dsn, pool
         self.place = describe(dsn)
+        self._calls = asyncio.Semaphore(max(1, pool.get_max_size() - 1))
 
     @classmethod
     async def open(cls, dsn: str, *, application_name: str, min_size: int, max_size: int) -> Database:
@@ -68,12 +70,29 @@ class Database:
             DatabaseError: any other answer of the server.
         """
         with translated(doing, self.place):
-            async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
-                try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await self._calls.acquire()
+            try:
+                async with self._taken() as connection:
                     yield connection
-                except (TimeoutError, asyncio.CancelledError):
-                    connection.terminate()  # its cancel request may come late, and would hit the next call
-                    raise
+            finally:
+                self._calls.release()
+
+    @asynccontextmanager
+    async def connection_for_all(self, doing: str) -> AsyncGenerator[Connection]:
+        """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""
+        with translated(doing, self.place):
+            async with self._taken() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _taken(self) -> AsyncGenerator[Connection]:
+        async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
+            try:
+                yield connection
+            except (TimeoutError, asyncio.CancelledError):
+                connection.terminate()  # its cancel request may come late, and would hit the next call
+                raise
 
 
 @contextmanager

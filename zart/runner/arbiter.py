@@ -222,7 +222,7 @@ class _Arbiter:
     def _bury(self, index: int, seat: Seat, status: int) -> None:
         """Have control release what the worker held, and empty its place."""
         place = self._board.places[index]
-        asked = self._stop_at is not None and (seat.killed or status == 0)
+        asked = self._stop_at is not None and (seat.killed or status in (0, signal.SIGTERM))
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
         self._link.report(worker_ids, [] if asked or status == 0 else place.running())
         place.clear()

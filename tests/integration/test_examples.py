@@ -1,0 +1,45 @@
+"""The examples run, and give what they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.onboarding import Account, CardDeclined, Signup, charge_card, onboarding
+from zart.registry import load_registry
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_onboarding_example_runs_from_start_to_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/onboarding.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "welcome, your plan is free" in done.stdout
+    assert "provision-us     completed" in done.stdout
+
+
+def test_zart_runner_can_serve_it() -> None:
+    assert set(load_registry("examples.onboarding").durables) == {"onboarding"}
+
+
+async def test_its_body_can_be_tried_as_a_plain_function() -> None:
+    account = await onboarding(Signup("Ada@example.com", "4242", ["eu"]))
+    assert account == Account("customer-of-ada@example.com", "pro", ["eu/customer-of-ada@example.com"])
+
+
+async def test_a_declined_card_comes_back_as_itself() -> None:
+    with pytest.raises(CardDeclined, match="declined the card"):
+        await charge_card("someone", "0000")
