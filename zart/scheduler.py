@@ -33,7 +33,7 @@ from zart.store import executions, journal
 from zart.store import migrate as migrations
 from zart.store.statements import quoted, statement
 from zart.tables import Tables
-from zart.terms import StartTerms, checked_id, terms_by_name, terms_of
+from zart.terms import StartTerms, checked_id, spec_of, terms_by_name, terms_of
 from zart.waiting import Ending, EndingPoller, Found
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class PostgresScheduler(DurableScheduler):
         conn: Connection | None = None,
     ) -> ExecutionHandle[Any]:
         return await self._start(
-            terms_of(durable.spec, queue=queue, priority=priority, delay=delay), execution_id, data, conn
+            terms_of(spec_of(durable), queue=queue, priority=priority, delay=delay), execution_id, data, conn
         )
 
     @overload
@@ -216,7 +216,7 @@ class PostgresScheduler(DurableScheduler):
                 delay=delay,
             )
         else:
-            terms = terms_of(durable.spec, queue=queue, priority=priority, delay=delay)
+            terms = terms_of(spec_of(durable), queue=queue, priority=priority, delay=delay)
         return await self._starter.start_many(terms, items, conn)
 
     # -- looking
@@ -288,8 +288,8 @@ class PostgresScheduler(DurableScheduler):
     async def wait_for(
         self, durable: DurableExecution[Any, R], execution_id: str, *, timeout: Duration | None = None
     ) -> R:
-        ending = await self._endings.wait(checked_id(execution_id), _seconds(timeout))
-        result: R = ending.output_by(durable.spec.output_codec)
+        codec = spec_of(durable).output_codec
+        result: R = (await self._endings.wait(checked_id(execution_id), _seconds(timeout))).output_by(codec)
         return result
 
     @overload

@@ -65,21 +65,26 @@ class Tables:
             SchemaMissing: there is none, or it is older than this zart needs.
             SchemaMismatch: it is newer.
         """
-        async with self._asking:
-            if self._settings is None:
-                async with self.connection("reading the schema's version") as connection:
-                    self._settings = await check_schema(connection, self.schema)
-            return self._settings.buckets
+        if self._settings is None:
+            async with self._asking:
+                if self._settings is None:
+                    async with self.connection("reading the schema's version") as connection:
+                        self._settings = await check_schema(connection, self.schema)
+        return self._settings.buckets
 
     async def buckets_of(self, execution_id: str) -> Sequence[int]:
         """Where an execution can be: in one bucket, or in any, if it is a child, which lives with its root."""
-        buckets = await self.buckets()
-        return range(buckets) if execution_id.startswith(CHILD_PREFIX) else (bucket_of(execution_id, buckets),)
+        return _buckets_of(execution_id, await self.buckets())
 
     async def by_bucket(self, execution_ids: Iterable[str]) -> Mapping[int, list[str]]:
         """The ids, grouped by the buckets they can be in."""
+        buckets = await self.buckets()
         groups: defaultdict[int, list[str]] = defaultdict(list)
         for execution_id in execution_ids:
-            for bucket in await self.buckets_of(execution_id):
+            for bucket in _buckets_of(execution_id, buckets):
                 groups[bucket].append(execution_id)
         return groups
+
+
+def _buckets_of(execution_id: str, buckets: int) -> Sequence[int]:
+    return range(buckets) if execution_id.startswith(CHILD_PREFIX) else (bucket_of(execution_id, buckets),)

@@ -7,7 +7,7 @@ from typing import Any
 
 from zart.codec import PLAIN, Codec
 from zart.config import MAX_EXECUTION_ID_BYTES
-from zart.durable import MAX_PRIORITY
+from zart.durable import MAX_PRIORITY, DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.engine.spec import DurableSpec
 from zart.errors import InvalidArgument, SerializationError
@@ -71,6 +71,17 @@ def terms_by_name(task_name: object, *, queue: object, priority: object, delay: 
         input_codec=PLAIN,
         output_codec=PLAIN,
     )
+
+
+def spec_of(durable: object) -> DurableSpec:
+    """What a durable function declares.
+
+    Raises:
+        InvalidArgument: it is none; a class of them is one when it is called.
+    """
+    if isinstance(durable, DurableExecution):
+        return durable.spec
+    raise InvalidArgument(f"expected a @zart_durable function or an instance of a DurableExecution, got {durable!r}")
 
 
 def terms_of(spec: DurableSpec, *, queue: object, priority: object, delay: Duration | None) -> StartTerms:

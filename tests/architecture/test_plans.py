@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.support.database import Database, drop_database, make_database
 from tests.support.plans import Plans, Scan, recorded_plans
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
-from zart.model import Kind, Outcome, Verb
+from zart.model import ExecutionStatus, Kind, Outcome, Verb
 from zart.store import executions, journal, queue, workers
 
 GROWN = 100_000
@@ -209,7 +209,7 @@ async def test_live_executions_are_listed_without_reading_finished_ones(worker: 
     await worker.claim(BATCH)
     async with recorded_plans(worker.connection) as plans:
         page = await executions.list_executions(
-            worker.connection, worker.schema, [worker.bucket], status=executions.ExecutionStatus.RUNNING, limit=10
+            worker.connection, worker.schema, [worker.bucket], status=ExecutionStatus.RUNNING, limit=10
         )
     assert len(page.items) == 10
     assert plans.pages() < 1000

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from examples import web
 from examples.onboarding import Account, CardDeclined, Signup, charge_card, onboarding
+from tests.support.database import Database
+from tests.support.eventually import eventually
 from zart.registry import load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +47,28 @@ async def test_its_body_can_be_tried_as_a_plain_function() -> None:
 async def test_a_declined_card_comes_back_as_itself() -> None:
     with pytest.raises(CardDeclined, match="declined the card"):
         await charge_card("someone", "0000")
+
+
+async def test_the_web_example_takes_signups_and_onboards_each_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.dsn)
+    signup = {"email": "ada@example.com", "card": "4242", "regions": ["eu"]}
+    transport = httpx.ASGITransport(web.app)
+    async with (
+        web.app.router.lifespan_context(web.app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        answers = [await client.put("/signups/ada", json=signup) for _ in range(2)]
+        assert [answer.json() for answer in answers] == [{"created": True}, {"created": False}]
+
+        async def account() -> object:
+            return (await client.get("/signups/ada")).json()["account"]
+
+        found = await eventually(account)
+        assert found == {
+            "customer": "customer-of-ada@example.com",
+            "plan": "pro",
+            "workspaces": ["eu/customer-of-ada@example.com"],
+        }
+        assert (await client.get("/signups/nobody")).status_code == 404

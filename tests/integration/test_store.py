@@ -13,13 +13,14 @@ from tests.support.database import Database
 from tests.support.ticking import Checkpoint, Child, Move, TickingWorker, start
 from zart.errors import InvalidArgument
 from zart.model import EventAnswer, ExecutionRecord, ExecutionStatus, Kind, Outcome, StoredStatus, Verb
+from zart.postgres.connection import Connection
 from zart.store import executions, journal, queue
 from zart.store.executions import Started
 from zart.store.migrate import migrate
 from zart.store.statements import statement
 
 
-async def started(connection: asyncpg.Connection, database: Database, *ids: str, task: str = "task") -> list[Started]:
+async def started(connection: Connection, database: Database, *ids: str, task: str = "task") -> list[Started]:
     lanes = await queue.add_lanes(connection, database.schema, [("default", task)])
     return await executions.start(
         connection,
@@ -78,7 +79,7 @@ class TestStart:
     async def test_batches_with_the_same_ids_in_any_order_never_deadlock(self, database: Database) -> None:
         ids = [f"id {number}" for number in range(300)]
 
-        async def one(rival: asyncpg.Connection, order: list[str]) -> None:
+        async def one(rival: Connection, order: list[str]) -> None:
             await started(rival, database, *order)
 
         async with asyncpg.create_pool(database.dsn, min_size=4, max_size=4) as pool:

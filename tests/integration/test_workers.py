@@ -163,7 +163,8 @@ class TestCancel:
         grandchild = Child(child.id, 1, 1, "grandchild", "task", worker.lanes[0])
         await worker.tick(moves=[Move(child.id, 1, Verb.HOLD)], children=[grandchild])
         done = await executions.cancel(worker.connection, worker.schema, worker.bucket, "a")
-        assert (done.what, done.workers) == ("cancelled", {worker.id})
+        assert done.what == "cancelled"
+        assert done.workers == {worker.id}
         counts = await executions.count_by_status(worker.connection, worker.schema, [worker.bucket])
         assert counts == {ExecutionStatus.CANCELLED: 4, ExecutionStatus.RUNNING: 2}
 

@@ -68,8 +68,8 @@ class Scene:
     async def run_at_of(self, id: int) -> str:
         """`due`, `later` or `never`: when an unfinished execution may be claimed; `gone` when it has ended."""
         found: str | None = await self.fetchval(
-            "select case when run_at <= clock_timestamp() then 'due' when run_at = 'infinity' then 'never' else 'later' end"
-            " from :schema.zart_queue where id = $1",
+            "select case when run_at <= clock_timestamp() then 'due' when run_at = 'infinity' then 'never'"
+            " else 'later' end from :schema.zart_queue where id = $1",
             id,
         )
         return found or "gone"

@@ -1,6 +1,6 @@
-"""The application that runner tests serve. Each try of a step leaves a row in the table `effects`, by its own connection.
+"""The application that runner tests serve. Each try of a step leaves a row in the table `effects`.
 
-`EFFECTS_DSN` names the database; `make_effects` makes the table.
+It is written by a connection of its own. `EFFECTS_DSN` names the database; `make_effects` makes the table.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from zart.config import MAX_EXECUTION_ID_BYTES
 from zart.durable import zart_durable
 from zart.errors import InvalidArgument, SerializationError
 from zart.starting import CHUNK_BYTES, CHUNK_ROWS, chunks
-from zart.terms import MAX_INPUT_BYTES, StartTerms, checked_id, checked_own_id, terms_by_name, terms_of
+from zart.terms import MAX_INPUT_BYTES, StartTerms, checked_id, checked_own_id, spec_of, terms_by_name, terms_of
 
 
 @dataclass
@@ -109,6 +109,12 @@ def test_data_of_another_type_is_refused_with_the_execution_named() -> None:
 def test_data_that_would_not_come_back_is_refused_with_the_execution_named(data: Any) -> None:
     with pytest.raises(SerializationError, match="input of execution 'order-7'"):
         named().encode("order-7", data)
+
+
+@pytest.mark.parametrize("durable", [None, "fulfil", 7])
+def test_what_is_no_durable_function_is_refused(durable: object) -> None:
+    with pytest.raises(InvalidArgument, match="zart_durable"):
+        spec_of(durable)
 
 
 def test_data_beyond_the_limit_is_refused() -> None:

@@ -197,7 +197,7 @@ def event(
 
 def _ending(record: ExecutionRecord) -> str:
     """How an execution ended that has no result, with what its error says."""
-    if not isinstance(record.error, dict):
-        return f"was {record.status}" if record.status is ExecutionStatus.CANCELLED else str(record.status)
-    error = cast("dict[str, Any]", record.error)
+    error = cast("dict[str, Any] | None", record.error)
+    if error is None:
+        return f"was {record.status}"
     return one_line(f"{record.status}: {error.get('type', 'error')}: {error.get('message', '')}")

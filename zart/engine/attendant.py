@@ -34,9 +34,7 @@ class Attendant:
         wake: called with a place's index when there may be work for it.
     """
 
-    def __init__(
-        self, schema: str, config: WorkerConfig, places: Sequence[Place], wake: Callable[[int], None]
-    ) -> None:
+    def __init__(self, schema: str, config: WorkerConfig, places: Sequence[Place], wake: Callable[[int], None]) -> None:
         self._schema, self._config, self._places, self._wake = schema, config, places, wake
         self._presence = Presence(places, config.max_concurrent_tasks)
         self._takeovers: list[Takeover] = []
@@ -155,7 +153,8 @@ class Attendant:
         for bucket in range(buckets):
             seen, _ = await journal.deliver_signals(connection, self._schema, bucket)
             left = left or seen > 0
-        self._signals_at = time.monotonic() + (_SIGNALS_LEFT if left else self._config.lease_seconds / 3)
+        rest = self._config.lease_seconds / (1 if all(place.idle for place in self._places) else 3)
+        self._signals_at = time.monotonic() + (_SIGNALS_LEFT if left else rest)
 
     def _look_now(self, wakes: int = 0) -> None:
         self._pace, self._poll_at = Pace(0.0, wakes), 0.0

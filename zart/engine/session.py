@@ -82,29 +82,31 @@ class Session:
         self.place.worker_id = self.worker_id
         try:
             await self._connect()
-            await self._register([workers.NOBODY])
+            await self._register(workers.NOBODY)
         except Exception as error:
             if isinstance(error, DatabaseError) or classify(error) is not Fault.LOST:
                 raise
             raise DatabaseUnreachable("the connection was lost while the worker registered; try again") from error
 
     async def renew(self) -> list[Held]:
-        """A fresh connection under a new identity, however long it takes; what the old one holds comes along."""
-        previous, backoff = [self.worker_id], FIRST_BACKOFF
+        """A fresh connection under a new identity, however long it takes; what the old one holds comes along.
+
+        The new id stays the same from try to try: registering again under it is harmless, and its answer is complete.
+        """
+        old, backoff = self.worker_id, FIRST_BACKOFF
         self.connection.terminate()
+        self.place.previous_id, self.worker_id = old, new_worker_id()
+        self.place.worker_id = self.worker_id
         while True:
-            self.place.previous_id, self.worker_id = previous[0], new_worker_id()
-            self.place.worker_id = self.worker_id
             try:
                 await self._connect()
-                held = await self._register(previous)
+                held = await self._register(old)
             except Exception as error:
                 if not isinstance(error, DatabaseUnreachable) and classify(error) not in (Fault.LOST, Fault.RETRY):
                     raise
                 self.place.add(DATABASE_ERRORS)
                 log.warning("worker cannot register yet, next try in %.2f s: %s", backoff, error)
                 self.connection.terminate()
-                previous.append(self.worker_id)
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LAST_BACKOFF)
             else:
@@ -135,16 +137,14 @@ class Session:
             raise
         self.connection = connection
 
-    async def _register(self, previous: Sequence[int]) -> list[Held]:
-        """Register in every bucket, as the heir of earlier identities. The answer is all that is held."""
-        held: dict[tuple[int, int], Held] = {}
+    async def _register(self, old: int) -> list[Held]:
+        """Register in every bucket, as the heir of an earlier identity. The answer is all that is held."""
+        held: list[Held] = []
         async with asyncio.timeout(30):
             for bucket in range(self.buckets):
-                for old in previous:
-                    for claim in await self._take_from(bucket, old):
-                        held[bucket, claim.id] = claim
+                held += await self._take_from(bucket, old)
         self.place.ready = 1
-        return list(held.values())
+        return held
 
     async def _take_from(self, bucket: int, old: int) -> list[Held]:
         """The claims of an earlier identity. A backend that still sits on its fence is ended."""

@@ -137,9 +137,7 @@ class Supervisor:
                 renewed_at = time.monotonic()
                 if alive := self._pulse.alive(self._places):
                     for bucket in everywhere:
-                        await workers.renew_leases(
-                            connection, self._schema, bucket, alive, self._config.lease_seconds
-                        )
+                        await workers.renew_leases(connection, self._schema, bucket, alive, self._config.lease_seconds)
             asked = time.monotonic()
             leases = await workers.read_leases(connection, self._schema, everywhere)
             for lease in observer.takeable(leases, asked, time.monotonic()):

@@ -1,0 +1,87 @@
+"""Two players at a time, thousands of random interleavings of the same few statements."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+from tests.race.scene import Scene
+from tests.support.database import Database
+from tests.support.ticking import Checkpoint, Child, Claim, Move
+from zart.model import EventAnswer, Kind, Verb
+from zart.store import executions, journal, queue
+
+SECONDS = float(os.environ.get("ZART_RACE_SECONDS", "20")) / 4
+SEED = int(os.environ.get("ZART_RACE_SEED") or random.getrandbits(32))
+EVENT_KEY, WAIT_KEY = 51, 50
+
+
+async def test_no_event_is_lost_between_registering_looking_and_parking(database: Database) -> None:
+    chance = random.Random(SEED)
+    print(f"seed {SEED}")
+    async with Scene(database) as scene:
+        await scene.start("warm up")
+        worker, user = await scene.worker(), await scene.connect()
+        await worker.claim()
+
+        async def wait_for_event(claim: Claim) -> bool:
+            """Whether it had to be parked."""
+            await asyncio.sleep(chance.random() * 0.001)
+            await worker.tick([Checkpoint(claim.id, 1, WAIT_KEY, Kind.WAIT)])
+            rows = await queue.load_journal(worker.connection, scene.schema, scene.bucket, [claim.id], [1], worker.id)
+            if any(row["step_key"] == EVENT_KEY for row in rows):
+                return False
+            seen = next(row["wakes"] for row in rows if row["what"] == "counters")
+            await worker.tick(moves=[Move(claim.id, 1, Verb.PARK, seen=seen)])
+            return True
+
+        async def offer(name: str) -> EventAnswer | None:
+            await asyncio.sleep(chance.random() * 0.004)
+            offered = await journal.offer_event(user, scene.schema, scene.bucket, name, EVENT_KEY, "event", "1")
+            return offered.answer
+
+        parked = 0
+        end = asyncio.get_running_loop().time() + SECONDS
+        while asyncio.get_running_loop().time() < end:
+            name = f"waits {chance.getrandbits(60)}"
+            await scene.start(name)
+            [claim] = await worker.claim()
+            was_parked, answer = await asyncio.gather(wait_for_event(claim), offer(name))
+            assert answer is EventAnswer.ACCEPTED
+            if was_parked:
+                parked += 1
+                assert await scene.run_at_of(claim.id) == "due", f"a wake-up was lost, seed {SEED}"
+                await worker.claim()
+    assert parked > 0
+
+
+async def test_no_child_outlives_a_cancelled_parent(database: Database) -> None:
+    chance = random.Random(SEED)
+    print(f"seed {SEED}")
+    async with Scene(database) as scene:
+        await scene.start("warm up")
+        worker, user = await scene.worker(), await scene.connect()
+        await executions.cancel(user, scene.schema, scene.bucket, "warm up")
+
+        async def add_children(parent: Claim) -> bool:
+            await asyncio.sleep(chance.random() * 0.0015)
+            children = [Child(parent.id, 1, key, f"child {key}", "task", scene.lane) for key in range(30)]
+            answer = await worker.tick(moves=[Move(parent.id, 1, Verb.PARK, done_at=30)], children=children)
+            return bool(answer.applied)
+
+        async def cancel(name: str) -> None:
+            await asyncio.sleep(chance.random() * 0.0025)
+            await executions.cancel(user, scene.schema, scene.bucket, name)
+
+        added = 0
+        end = asyncio.get_running_loop().time() + SECONDS
+        while asyncio.get_running_loop().time() < end:
+            name = f"parent {chance.getrandbits(60)}"
+            await scene.start(name)
+            [parent] = await worker.claim()
+            was_added, _ = await asyncio.gather(add_children(parent), cancel(name))
+            added += was_added
+            left = await scene.fetchval("select count(*) from :schema.zart_queue")
+            assert left == 0, f"{left} children of a cancelled parent live on, seed {SEED}"
+    assert added > 0
