@@ -10,7 +10,7 @@ from typing import Any, Generic, Never, Self, TypeVar
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from zart.engine import failure
-from zart.errors import NonRetryable, StepFailed, ZartError
+from zart.errors import StepFailed
 from zart.names import checked_name
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ async def run_unscoped(call: Call[T, Any], invoke: Callable[[], Awaitable[T]]) -
 
 def is_declared(call: Call[Any, Any], error: Exception) -> bool:
     """Whether the call declares the error. Errors of zart itself are no decisions, even when Exception is declared."""
-    return isinstance(error, call.raises) and (not isinstance(error, ZartError) or isinstance(error, NonRetryable))
+    return failure.is_declared(error, call.raises)
 
 
 def as_step_failure(call: Call[Any, Any], error: Exception) -> StepFailed:

@@ -11,7 +11,7 @@ DEFAULT_SCHEMA = "zart"
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 2
 
-# A tick holds the worker's fence and its claims' rows: past these it is split, so that siblings and takeover never wait long.
+# A tick holds the worker's fence and its claims' rows: past these it is split, so that nobody waits long for it.
 MAX_TICK_ROWS = 2_000
 MAX_TICK_BYTES = 8 * 1024 * 1024
 
@@ -59,7 +59,8 @@ class WorkerConfig:
         _within("park_grace", self.grace_seconds, 0, 3600)
         _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024)
         _within("max_crashes", self.max_crashes, 1, 1000)
-        if self.queues is not None and (isinstance(self.queues, str) or not self.queues):
+        queues: object = self.queues
+        if queues is not None and not (isinstance(queues, tuple) and queues):
             raise InvalidArgument("queues must be a tuple of at least one queue name, or None for all queues")
 
     @property

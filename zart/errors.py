@@ -109,7 +109,7 @@ class SerializationError(StepFailed, ValueError):
 
     def _text(self) -> str:
         where = f"result of step {self.step!r}" if self.step else "value"
-        return f"{where} cannot be stored: at {self.path}: {self.reason}"
+        return f"{where} at {self.path}: {self.reason}"
 
     def named(self, step: str) -> SerializationError:
         """The same error, naming the step whose value was refused."""

@@ -99,7 +99,7 @@ async def test_many_executions_on_two_workers_all_complete_once(database: Databa
             "select count(*) filter (where status = 1), (select count(*) from zart.zart_tasks) from zart.zart_executions"
         )
         assert tuple(count or ()) == (40, 120)
-        assert RAN == {f"double-{n}": 40 for n in range(3)}
+        assert {f"double-{n}": 40 for n in range(3)} == RAN
 
 
 # -- crashes, zombies, cut connections

@@ -252,11 +252,11 @@ class StressWorker:
         claims = await self._inherit(former[1])
         self.race.dead_workers.append(former)  # for claims that were locked
         held = {(claim.id, claim.epoch) for claim in claims}
+        unknown = [claim for claim in claims if (claim.id, claim.epoch) not in self.turns]
+        self.race.counts["claims found after a cut"] += len(unknown)
         await self._end_or_drop([turn for key, turn in self.turns.items() if key not in held], items)
         await self._resolve([item for item in items if isinstance(item.row, Checkpoint) and not item.answer.done()])
         self._items += [item for item in items if isinstance(item.row, Move) and not item.answer.done()]
-        unknown = [claim for claim in claims if (claim.id, claim.epoch) not in self.turns]
-        self.race.counts["claims found after a cut"] += len(unknown)
         return unknown
 
     async def _inherit(self, former: int) -> list[Claim]:

@@ -92,7 +92,7 @@ class StepRun:
         self._let_stop_through(error)
         if isinstance(error, OutOfTime):
             await self.fail(error, "timed_out")
-        if isinstance(error, spec.raises):
+        if failure.is_declared(error, spec.raises):
             await self.fail(error, "declared")
         delay = delay_before_retry(spec.retry, self.attempt, error)
         if delay is None:
@@ -172,11 +172,9 @@ class StepRun:
         """Inside a step, other steps run inline and leave no checkpoint; their errors are mapped as in a body."""
         try:
             return await call.invoke()
-        except call.spec.raises:
-            raise
-        except StepFailed:
-            raise
         except Exception as error:
+            if isinstance(error, StepFailed) or failure.is_declared(error, call.spec.raises):
+                raise
             record = failure.step_failure(error, "failed", 1)
             raise failure.rebuild(record, call.resolved_name(), ()) from error
 

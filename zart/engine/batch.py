@@ -72,7 +72,9 @@ class Batch:
 
     def columns(self) -> tuple[Any, ...]:
         """The arrays of zart_tick between the worker's id and the claims."""
-        checkpoints = map(_column, tuple(zip(*self.checkpoints, strict=True))[2:]) if self.checkpoints else _NO_CHECKPOINTS
+        checkpoints = (
+            map(_column, tuple(zip(*self.checkpoints, strict=True))[2:]) if self.checkpoints else _NO_CHECKPOINTS
+        )
         verbs = map(_column, tuple(zip(*self.verbs, strict=True))[1:]) if self.verbs else _NO_VERBS
         return (*checkpoints, *verbs, *_NO_CHILDREN)
 

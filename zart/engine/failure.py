@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from zart.codec import PLAIN
-from zart.errors import RetryExhausted, SerializationError, StepFailed, StepTimedOut
+from zart.errors import NonRetryable, RetryExhausted, SerializationError, StepFailed, StepTimedOut, ZartError
 from zart.model import Outcome
 
 # Enough to recognise a failure; a 10 MB message must not become a 10 MB row.
@@ -45,6 +45,11 @@ def step_failure(error: BaseException, kind: str, attempts: int) -> Record:
     if isinstance(error, SerializationError):
         record["path"], record["message"] = error.path, storable(error.reason, MAX_MESSAGE_CHARACTERS)
     return record
+
+
+def is_declared(error: BaseException, raises: tuple[type[Exception], ...]) -> bool:
+    """Whether the error is one that the step declares. Zart's own are no decisions, even when Exception is declared."""
+    return isinstance(error, raises) and (not isinstance(error, ZartError) or isinstance(error, NonRetryable))
 
 
 def declared_failure(error: Exception, attempts: int) -> Record:
@@ -118,7 +123,9 @@ def storable(text: str, limit: int) -> str:
 
 def _declared_type(name: str, raises: tuple[type[Exception], ...]) -> type[Exception] | None:
     """The declared type of this name, else a subclass of one, else the first declared: never an import."""
-    return next((found for found in _with_subclasses(raises) if type_name(found) == name), raises[0] if raises else None)
+    return next(
+        (found for found in _with_subclasses(raises) if type_name(found) == name), raises[0] if raises else None
+    )
 
 
 def _with_subclasses(types: tuple[type[Exception], ...]) -> Iterator[type[Exception]]:

@@ -1,6 +1,6 @@
 """One worker process: claims executions, runs their bodies, sends what they want stored. Reads in the order of life.
 
-    open -> [ claim and commit in one tick -> load what was claimed -> run bodies ] ... -> drain -> close
+open -> [ claim and commit in one tick -> load what was claimed -> run bodies ] ... -> drain -> close
 """
 
 from __future__ import annotations
@@ -282,9 +282,7 @@ class WorkerLoop:
         for first in range(0, len(turns), LOAD_HISTORIES):
             part = turns[first : first + LOAD_HISTORIES]
             ids, runs = [turn.id for turn in part], [turn.run for turn in part]
-            rows = await queue.load_journal(
-                session.connection, session.schema, bucket, ids, runs, session.worker_id
-            )
+            rows = await queue.load_journal(session.connection, session.schema, bucket, ids, runs, session.worker_id)
             found.update(histories_of(rows, self._loop.time()))
         return found
 
@@ -356,9 +354,7 @@ class WorkerLoop:
             if not old:
                 continue
             ids, epochs = [turn.id for turn in old], [turn.epoch for turn in old]
-            held = await queue.still_held(
-                session.connection, session.schema, bucket, session.worker_id, ids, epochs
-            )
+            held = await queue.still_held(session.connection, session.schema, bucket, session.worker_id, ids, epochs)
             for turn in old:
                 if (turn.id, turn.epoch) not in held and not turn.ended:
                     self._resolver.lose(turn)

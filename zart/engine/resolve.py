@@ -1,10 +1,10 @@
 """Makes every tick's outcome known: stored, refused, to be sent again, or lost. Rules R1, R2, R4 of the protocol.
 
-    answered, all counted     done
-    answered, some missing    read back who won, and whether the claim still stands
-    refused (a value)         halve the batch by execution until the guilty one is alone; only it fails
-    refused (others' doing)   nothing was written: send it again
-    no answer                 a fresh identity takes over the old one; its answer is the truth
+answered, all counted     done
+answered, some missing    read back who won, and whether the claim still stands
+refused (a value)         halve the batch by execution until the guilty one is alone; only it fails
+refused (others' doing)   nothing was written: send it again
+no answer                 a fresh identity takes over the old one; its answer is the truth
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
-from zart.metrics import CLAIMS_LOST, DATABASE_ERRORS, EXECUTIONS_COMPLETED, EXECUTIONS_FAILED, EXECUTIONS_PUT_OFF, PARKED
+from zart.metrics import (
+    CLAIMS_LOST,
+    DATABASE_ERRORS,
+    EXECUTIONS_COMPLETED,
+    EXECUTIONS_FAILED,
+    EXECUTIONS_PUT_OFF,
+    PARKED,
+)
 from zart.model import Kind, StoredStatus, Verb
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import queue
@@ -235,4 +242,3 @@ def _refusal(batch: Batch, error: Exception) -> dict[str, object]:
         "message": f"PostgreSQL refused {what if names else 'the result'} (SQLSTATE {state}); return a smaller or simpler value",
         "step": names[0] if len(names) == 1 else None,
     }
-

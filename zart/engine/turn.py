@@ -19,14 +19,14 @@ from zart.codec import Codec, codec_for, step_key
 from zart.engine import failure
 from zart.engine.attempt import StepRun
 from zart.engine.batch import NEVER
-from zart.engine.replay import Checkpoint, FailedTries, History
+from zart.engine.replay import Checkpoint, History
 from zart.engine.retry import delay_before_retry
 from zart.engine.scope import current_scope
 from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import DurableSpec, StepInvocation
 from zart.errors import DuplicateStepName, NotInExecution, SerializationError
 from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED, Place
-from zart.model import ExecutionInfo, Kind, KeySpace, Outcome, StoredStatus, Verb
+from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
 
 log = logging.getLogger("zart.engine")
 
@@ -193,7 +193,11 @@ class Turn:
         elif stop is Stop.PARK:
             end(self, Verb.PARK, seen=self.seen, done_at=NEVER, due=max(0.0, self.wake_at - self.loop.time()))
         elif stop is Stop.DEADLINE:
-            record = {"kind": "deadline_exceeded", "type": "DeadlineExceeded", "message": "the execution's deadline passed"}
+            record = {
+                "kind": "deadline_exceeded",
+                "type": "DeadlineExceeded",
+                "message": "the execution's deadline passed",
+            }
             end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
         elif stop is Stop.REFUSED:
             end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(self.refusal or {}))
@@ -351,9 +355,7 @@ class Turn:
 
     def info(self) -> ExecutionInfo:
         """Scope.info."""
-        return ExecutionInfo(
-            self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries
-        )
+        return ExecutionInfo(self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries)
 
     # -- parts
 
