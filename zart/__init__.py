@@ -1,4 +1,4 @@
-"""Durable execution on PostgreSQL: plain async functions whose steps are kept, so a crash resumes where it stopped."""
+"""Durable execution on PostgreSQL: plain async functions whose steps are kept, so that a crash loses no work."""
 
 from zart.calls import Call
 from zart.config import WorkerConfig

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class ExecutionStatus(str, enum.Enum):
+class ExecutionStatus(enum.StrEnum):
     """What an execution is doing, as the API shows it."""
 
     PENDING = "pending"
@@ -24,9 +24,6 @@ class ExecutionStatus(str, enum.Enum):
     @property
     def is_terminal(self) -> bool:
         return self not in (ExecutionStatus.PENDING, ExecutionStatus.RUNNING, ExecutionStatus.WAITING)
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class StoredStatus(enum.IntEnum):
@@ -83,7 +80,7 @@ class Verb(enum.IntEnum):
     RETRY = 4
 
 
-class EventAnswer(str, enum.Enum):
+class EventAnswer(enum.StrEnum):
     """What became of an offered event."""
 
     ACCEPTED = "accepted"

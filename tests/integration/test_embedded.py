@@ -18,6 +18,7 @@ import pytest
 
 from zart import embedded
 from zart.embedded import EmbeddedPostgres
+from zart.embedded.programs import closed_parent
 from zart.errors import DatabaseError, InvalidArgument
 
 USE_A_SERVER = """
@@ -236,7 +237,7 @@ def test_the_dsn_of_a_server_that_is_not_started_is_refused() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="shows that an ordinary user needs nothing that root has")
 def test_an_ordinary_user_starts_it_too() -> None:
-    if embedded._closed_parent(Path(sys.executable).resolve(), 65534) or embedded._closed_parent(Path.cwd(), 65534):
+    if closed_parent(Path(sys.executable).resolve(), 65534) or closed_parent(Path.cwd(), 65534):
         pytest.skip("this Python is closed to other users")
     process = subprocess.run(
         [sys.executable, "-c", USE_A_SERVER.replace("time.sleep(600)", "server.stop()")],

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 
 import zart
@@ -18,7 +17,7 @@ from tests.support.database import Database
 from tests.support.engine import Engine, refuse_results_like
 from tests.support.eventually import eventually
 from zart import NonRetryable, WorkerConfig, zart_durable, zart_step
-from zart.errors import DuplicateStepName, NotInBody, RetryExhausted, StepFailed, StepTimedOut
+from zart.errors import DatabaseError, DuplicateStepName, NotInBody, RetryExhausted, StepFailed, StepTimedOut
 from zart.metrics import EXECUTIONS_COMPLETED, RECONNECTS
 from zart.model import ExecutionStatus
 
@@ -96,7 +95,8 @@ async def test_many_executions_on_two_workers_all_complete_once(database: Databa
         await asyncio.gather(*(engine.start(f"e{i}", sum_up, 3) for i in range(40)))
         await engine.all_ended()
         count = await engine.connection.fetchrow(
-            "select count(*) filter (where status = 1), (select count(*) from zart.zart_tasks) from zart.zart_executions"
+            "select count(*) filter (where status = 1), (select count(*) from zart.zart_tasks)"
+            " from zart.zart_executions"
         )
         assert tuple(count or ()) == (40, 120)
         assert {f"double-{n}": 40 for n in range(3)} == RAN
@@ -673,9 +673,14 @@ async def test_a_worker_that_loses_its_lease_claims_again_after_renewing_it(data
         assert engine.loops[0].place.words[EXECUTIONS_COMPLETED] == 1
 
 
-async def test_a_schema_that_is_dropped_ends_the_worker_with_an_error(database: Database) -> None:
-    with pytest.raises((asyncpg.PostgresError, zart.ZartError)):
-        async with Engine(database, [sum_up]) as engine:
-            await eventually(lambda: engine.loops[0].place.ready)
-            await engine.connection.execute("drop schema zart cascade")
-            await asyncio.wait_for(engine.tasks[0], 10)
+async def test_a_schema_that_is_dropped_ends_the_worker_with_one_clear_error(database: Database) -> None:
+    engine = Engine(database, [sum_up])
+    loop = engine.loops[0]
+    task = asyncio.create_task(loop.run())
+    await eventually(lambda: loop.place.ready)
+    connection = await database.connect()
+    await connection.execute("drop schema zart cascade")
+    await connection.close()
+    loop.wake()
+    with pytest.raises(DatabaseError, match="zart migrate"):
+        await asyncio.wait_for(task, 10)

@@ -72,11 +72,9 @@ class Batch:
 
     def columns(self) -> tuple[Any, ...]:
         """The arrays of zart_tick between the worker's id and the claims."""
-        checkpoints = (
-            map(_column, tuple(zip(*self.checkpoints, strict=True))[2:]) if self.checkpoints else _NO_CHECKPOINTS
-        )
-        verbs = map(_column, tuple(zip(*self.verbs, strict=True))[1:]) if self.verbs else _NO_VERBS
-        return (*checkpoints, *verbs, *_NO_CHILDREN)
+        checkpoints = tuple(zip(*self.checkpoints, strict=True))[2:] or _NO_CHECKPOINTS
+        verbs = tuple(zip(*self.verbs, strict=True))[1:] or _NO_VERBS
+        return (*map(_column, checkpoints), *map(_column, verbs), *_NO_CHILDREN)
 
     def ending(self) -> int:
         """How many of its turns end, freeing their slots."""
@@ -126,7 +124,7 @@ class Batch:
 
 def _column(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """A column without any value goes as an empty array: `unnest` fills short columns up with nulls."""
-    return () if values[0] is None and values.count(None) == len(values) else values
+    return () if not values or (values[0] is None and values.count(None) == len(values)) else values
 
 
 def _bytes_of(first: bytes | None, second: bytes | None) -> int:

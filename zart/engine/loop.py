@@ -122,7 +122,7 @@ class WorkerLoop:
         self._kick()
 
     def stop(self) -> None:
-        """Claim nothing more, hand back what has not begun, let running steps end; `run` returns when all is settled."""
+        """Claim nothing more, hand back what has not begun, let running steps end; then `run` returns."""
         if self._draining:
             return
         self._draining = True
@@ -250,7 +250,7 @@ class WorkerLoop:
         return waiting[self._turn_about] if self._turn_about < len(waiting) else wanted or 0
 
     async def _refresh_lanes(self) -> None:
-        """Rotate the lanes. Starts in queues that nobody used before make lanes: look for those once per poll interval."""
+        """Rotate the lanes; once per poll interval look for those that starts in queues unused before have made."""
         if self._loop.time() - self._lanes_read_at < self.config.poll_seconds:
             self._lanes = self._lanes[1:] + self._lanes[:1]
             return

@@ -234,11 +234,13 @@ class Resolver:
 def _refusal(batch: Batch, error: Exception) -> dict[str, object]:
     """Which value was refused and why, without the driver's text: that may quote the value."""
     names = sorted({row.name for row in batch.checkpoints})
-    what = f"the result of step {names[0]!r}" if len(names) == 1 else f"a result of steps {names[:5]}"
+    what = f"a result of steps {names[:5]}" if names else "the execution's result"
+    if len(names) == 1:
+        what = f"the result of step {names[0]!r}"
     state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else "not encodable"
     return {
         "kind": "refused",
         "type": "SerializationError",
-        "message": f"PostgreSQL refused {what if names else 'the result'} (SQLSTATE {state}); return a smaller or simpler value",
+        "message": f"PostgreSQL refused {what} (SQLSTATE {state}); return a smaller or simpler value",
         "step": names[0] if len(names) == 1 else None,
     }

@@ -34,6 +34,11 @@ log = logging.getLogger("zart.engine")
 ABANDON_AFTER = 5.0
 
 _STEP_SPACE = int(KeySpace.STEP)
+_PAST_DEADLINE = {
+    "kind": "deadline_exceeded",
+    "type": "DeadlineExceeded",
+    "message": "the execution's deadline passed",
+}
 _TIME_CODEC = codec_for(datetime, where="now()")
 
 
@@ -96,8 +101,9 @@ class Turn:
     """
 
     __slots__ = (
-        "adopted", "attempt", "began", "bucket", "cut", "data", "deadline_at", "deadline_timer", "ended", "epoch", "execution_id", "history", "host",
-        "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec", "stop", "storing", "tasks", "waits", "wake_at",
+        "adopted", "attempt", "began", "bucket", "cut", "data", "deadline_at", "deadline_timer", "ended", "epoch",
+        "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec",
+        "stop", "storing", "tasks", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +142,8 @@ class Turn:
         self.began = loop.time()
         if deadline_in is not None and deadline_in <= 0:
             self.stop = Stop.DEADLINE
-            return self._end(None, None)
+            self._end(None, None)
+            return
         if deadline_in is not None:
             self.deadline_at = self.began + deadline_in
             self.deadline_timer = loop.call_later(deadline_in, self.interrupt, Stop.DEADLINE)
@@ -193,12 +200,7 @@ class Turn:
         elif stop is Stop.PARK:
             end(self, Verb.PARK, seen=self.seen, done_at=NEVER, due=max(0.0, self.wake_at - self.loop.time()))
         elif stop is Stop.DEADLINE:
-            record = {
-                "kind": "deadline_exceeded",
-                "type": "DeadlineExceeded",
-                "message": "the execution's deadline passed",
-            }
-            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(_PAST_DEADLINE))
         elif stop is Stop.REFUSED:
             end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(self.refusal or {}))
 
@@ -340,10 +342,10 @@ class Turn:
             self._refuse_call()
         key = self._claim_name(name)
         if self.history is not None and (stored := self.history.find(key, name, Kind.CAPTURE)) is not None:
-            moment: datetime = replayed(stored, _TIME_CODEC, ())
-            return moment
-        moment = await self._keep(name, key, (await self.host.database_time()).astimezone(UTC), _TIME_CODEC)
-        return moment
+            kept: datetime = replayed(stored, _TIME_CODEC, ())
+        else:
+            kept = await self._keep(name, key, (await self.host.database_time()).astimezone(UTC), _TIME_CODEC)
+        return kept
 
     async def _keep(self, name: str, key: int, value: Any, codec: Codec) -> Any:
         try:

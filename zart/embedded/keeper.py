@@ -2,7 +2,7 @@
 
 Each process that uses a server holds a shared lock on its `users.lock`, which the kernel drops when the process ends,
 however it ends. A keeper waits for the exclusive lock; having it means that nobody is left, so it stops the server and,
-if the server is temporary, removes it. It runs as a script (`python -I -S embedded_keeper.py ...`) on the standard
+if the server is temporary, removes it. It runs as a script (`python -I -S keeper.py ...`) on the standard
 library alone, so that it is small and starts at once.
 """
 

