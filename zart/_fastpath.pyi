@@ -1,6 +1,9 @@
 """Types of the native module: step keys, buckets and the plain encoding. No I/O."""
 
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 MAX_DEPTH: Final[int]
 """Most containers inside each other that `encode_plain` takes."""
@@ -27,3 +30,15 @@ def encode_plain(value: Any) -> bytes:
     Raises:
         SerializationError: anything else, naming path, type and remedy.
     """
+
+class Attribution:
+    """Notes in one word of shared memory whose code an event loop runs, for whoever finds the process dead.
+
+    Args:
+        words: signed 64-bit integers, contiguous and writable.
+        offset: which of them.
+    """
+
+    def __init__(self, words: memoryview[int], offset: int) -> None: ...
+    def wrap(self, coroutine: Coroutine[Any, Any, T], claim_id: int) -> Coroutine[Any, Any, T]:
+        """The same coroutine; while it runs, the word holds `claim_id`, while it waits, 0."""

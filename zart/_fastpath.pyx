@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Step keys (XXH64) and the plain encoding of results. tests/support/fastpath_twin.py is the specification.
+"""Step keys (XXH64), the plain encoding of results, and the note of whose code runs. tests/support/fastpath_twin.py is
+the specification.
 
 `encode_plain` is two passes at C speed: `_survives` looks at types, floats, ints and NULs without making an object,
 then orjson writes the bytes and refuses lone surrogates. Only when one of them refuses does `_refuse` walk again, to
@@ -22,6 +23,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from cpython.tuple cimport PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.math cimport isfinite
@@ -245,3 +247,73 @@ cdef str _member(str key):
 
 cdef str _name(kind):
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whose code runs
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(object coroutine, object value, PyObject** result) except? PYGEN_ERROR
+
+
+cdef class Attribution:
+    """Notes in one word of shared memory whose code an event loop runs, for whoever finds the process dead."""
+    cdef int64_t[::1] words
+    cdef Py_ssize_t offset
+
+    def __init__(self, int64_t[::1] words, Py_ssize_t offset):
+        self.words, self.offset = words, offset
+
+    def wrap(self, coroutine, int64_t claim_id):
+        cdef Attributed wrapped = Attributed.__new__(Attributed)
+        wrapped.coroutine, wrapped.attribution, wrapped.claim_id = coroutine, self, claim_id
+        return wrapped
+
+
+cdef class Attributed:
+    """A coroutine that writes its execution's number down each time it goes on, and wipes it when it waits."""
+    cdef object coroutine
+    cdef Attribution attribution
+    cdef int64_t claim_id
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._go_on(None)
+
+    def send(self, value):
+        return self._go_on(value)
+
+    cdef object _go_on(self, value):
+        cdef PyObject* result = NULL
+        cdef Attribution to = self.attribution
+        cdef PySendResult how
+        to.words[to.offset] = self.claim_id
+        try:
+            how = PyIter_Send(self.coroutine, value, &result)
+        finally:
+            to.words[to.offset] = 0
+        answer = <object>result
+        Py_DECREF(answer)
+        if how == PYGEN_RETURN:
+            raise StopIteration(answer)
+        return answer
+
+    def throw(self, *error):
+        cdef Attribution to = self.attribution
+        to.words[to.offset] = self.claim_id
+        try:
+            return self.coroutine.throw(*error)
+        finally:
+            to.words[to.offset] = 0
+
+    def close(self):
+        self.coroutine.close()

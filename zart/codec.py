@@ -31,14 +31,14 @@ from zart.lossless import explain, find_difference, find_refused
 from zart.shape import Shape, named, shape_of
 
 try:
-    from zart._fastpath import bucket_of, encode_plain, step_key
+    from zart._fastpath import Attribution, bucket_of, encode_plain, step_key
 except ImportError as error:
     raise ImportError(
         "zart's native module zart._fastpath is missing or does not load; build it with `pip install .` or, in a"
         " checkout, `python setup.py build_ext --inplace` (either needs a C compiler and the headers of this Python)"
     ) from error
 
-__all__ = ["PLAIN", "Codec", "bucket_of", "codec_for", "encode_plain", "step_key"]
+__all__ = ["PLAIN", "Attribution", "Codec", "bucket_of", "codec_for", "encode_plain", "step_key"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
 
+from zart.codec import Attribution
+
 _FIELDS: Final = (
     "worker_id", "previous_id", "loop_count", "last_tick_ns", "executing", "idle", "held", "draining", "ready", "pid",
 )  # fmt: skip
@@ -161,6 +163,10 @@ class Place:
     def private(cls) -> Place:
         """A place in this process's own memory, for a worker without a runner."""
         return cls(bytearray(_WORDS * 8))
+
+    def attribution(self) -> Attribution:
+        """What writes `executing`."""
+        return Attribution(self.words, _FIELDS.index("executing"))
 
     def add(self, counter: int, n: int = 1) -> None:
         """Count `n` more."""

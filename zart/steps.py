@@ -207,7 +207,9 @@ class Step(Generic[P, T_co, E_co]):
             RegistrationError: the return annotation cannot be resolved or used.
         """
         codec = result_codec(self.function, f"result of step {self.name!r}")
-        return StepSpec(self.name, codec, self.retry, self.timeout, self.timeout_scope, self.raises, self.queue)
+        return StepSpec(
+            self.name, codec, self.retry, self.timeout, self.timeout_scope, self.raises, self.queue, not self.is_async
+        )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> StepCall[T_co, E_co]:
         # Past __new__ and __init__, which would double the cost: 0.3 us a call (python -m timeit).

@@ -62,6 +62,7 @@ class WorkerLoop:
         host: str | None = None,
     ) -> None:
         self.registry, self.config, self.place = registry, config, place
+        self.attribution = place.attribution()
         self.grace, self.max_result_bytes = config.grace_seconds, config.max_result_bytes
         self.turns: dict[int, Turn] = {}
         self._session = Session(

@@ -42,6 +42,7 @@ class StepSpec:
     timeout_scope: TimeoutScope = "global"
     raises: tuple[type[Exception], ...] = ()
     queue: str | None = None
+    in_thread: bool = False
 
 
 class StepInvocation(Protocol):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Protocol
 
-from zart.codec import Codec, codec_for, step_key
+from zart.codec import Attribution, Codec, codec_for, step_key
 from zart.engine import failure
 from zart.engine.attempt import StepRun
 from zart.engine.batch import NEVER
@@ -81,6 +81,7 @@ class Host(Protocol):
     """What a turn needs of the worker that runs it."""
 
     place: Place
+    attribution: Attribution
     grace: float
     max_result_bytes: int
 
@@ -149,7 +150,7 @@ class Turn:
             self.deadline_timer = loop.call_later(deadline_in, self.interrupt, Stop.DEADLINE)
         context = contextvars.copy_context()
         context.run(current_scope.set, self)
-        self.main = loop.create_task(self._run(), context=context)
+        self.main = loop.create_task(self.host.attribution.wrap(self._run(), self.id), context=context)
 
     async def _run(self) -> None:
         try:
@@ -295,33 +296,40 @@ class Turn:
             tries = self.history.tries.get(key)
         if self.storing:
             await self._earlier_checkpoints()
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.loop)
         if task is not self.main and task is not None and task not in self.tasks:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+        run = StepRun(self, call, name, key, tries)
+        thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
+        token = current_scope.set(run)
         self.live += 1
-        token = current_scope.set(run := StepRun(self, call, name, key, tries))
         try:
             value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
         except BaseException as error:
             value = await run.later_tries(error)
         finally:
-            current_scope.reset(token)
             self.live -= 1
+            current_scope.reset(token)
+            if thread is not None:
+                self.host.place.leave_thread(thread)
         # The checkpoint is kept even when the body is being handed back: the effect has happened.
         if self.stop is not None and self.is_interrupted():
             raise self.suspended()
-        return await self._keep_result(run, value)
-
-    async def _keep_result(self, run: StepRun, value: Any) -> Any:
-        spec = run.call.spec
         try:
             result, value = spec.codec.round_trip(value)
             self.check_size(result)
         except SerializationError as error:
             await run.fail(error, "serialization")
-        seconds = perf_counter() - run.began
-        stored = await self.store(run.key, Kind.STEP, 1, run.attempt + 1, seconds, run.name, result, None)
+        # As `store` does, without a coroutine more: this is the way of every step.
+        future = self.host.rows.checkpoint(
+            self, key, 1, 1, run.attempt + 1, None, perf_counter() - run.began, name, result, None
+        )
+        self.storing.add(future)
+        try:
+            stored = await future
+        finally:
+            self.storing.discard(future)
         if stored is not None:
             return replayed(stored, spec.codec, spec.raises)
         self.host.place.words[STEPS_COMPLETED] += 1
