@@ -19,8 +19,8 @@ def missing():
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         return "Python's headers are missing: apt install python%s-dev, or dnf install python3-devel" % version
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if not shutil.which(compiler) and not shutil.which("cc"):
-        return "a C compiler is missing: apt install gcc libc6-dev, or dnf install gcc"
+    if not shutil.which(compiler):
+        return "the C compiler %s is missing: apt install gcc libc6-dev, or dnf install gcc" % compiler
     return ""
 
 

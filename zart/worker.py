@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from zart.config import WorkerConfig
@@ -20,6 +21,8 @@ from zart.engine.supervisor import Supervisor
 from zart.errors import RegistrationError
 from zart.metrics import Place
 from zart.registry import TaskRegistry
+
+LONGEST_GOODBYE = 10.0
 
 
 class HasDatabase(Protocol):
@@ -74,7 +77,9 @@ class Worker:
                 stack.enter_context(_signals(self.stop))
             if self._stopped:
                 return
-            stack.enter_context(_SupervisorThread(self._dsn, self._schema, self._config, self.place, self._loop))
+            await stack.enter_async_context(
+                _SupervisorThread(self._dsn, self._schema, self._config, self.place, self._loop)
+            )
             await _drain_when_cancelled(asyncio.create_task(self._loop.run(), name="zart worker"), self._loop)
 
     def stop(self) -> None:
@@ -106,10 +111,10 @@ async def _drain_when_cancelled(task: asyncio.Task[None], loop: WorkerLoop) -> N
 
 
 @contextlib.contextmanager
-def _signals(stop: object):  # type: ignore[no-untyped-def]
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)  # type: ignore[arg-type]
+        loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
@@ -127,12 +132,12 @@ class _SupervisorThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="zart supervisor", daemon=True)
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._supervisor.stop)
-        self._thread.join(10)
+        await asyncio.to_thread(self._thread.join, LONGEST_GOODBYE)
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):

@@ -328,6 +328,12 @@ def test_wrong_usage_is_one_line_that_points_to_the_help(zart: Zart, arguments: 
     assert zart(*arguments).is_refused("--help`")
 
 
+def test_the_version_is_one_line(zart: Zart) -> None:
+    done = zart("--version")
+    assert (done.code, len(done.out.splitlines())) == (0, 1)
+    assert done.out.startswith("zart ")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["start", "--help"], ["demo", "-h"]])
 def test_help_is_no_mistake(zart: Zart, arguments: list[str]) -> None:
     done = zart(*arguments)

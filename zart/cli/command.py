@@ -86,7 +86,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"zart {importlib.metadata.version('zart')}")
+        try:
+            version = importlib.metadata.version("zart")
+        except importlib.metadata.PackageNotFoundError:
+            version = "from a directory that is not installed"
+        print(f"zart {version}")
         raise typer.Exit
 
 
