@@ -664,6 +664,26 @@ async def test_what_does_not_end_within_the_shutdown_timeout_is_handed_back(data
         assert tuple(row or ()) == (None, 0)
 
 
+async def test_a_drain_ends_even_when_somebody_holds_a_row_it_wants_to_hand_back(database: Database) -> None:
+    @zart_durable("held-up")
+    async def held_up() -> None:
+        RAN["held-up"] += 1
+        await asyncio.sleep(60)
+
+    config = WorkerConfig(shutdown_timeout="100ms", lease_timeout="1h")
+    async with Engine(database, [held_up], config=config) as engine:
+        await engine.start("h", held_up)
+        await eventually(lambda: RAN["held-up"] == 1)
+        async with engine.connection.transaction():
+            await engine.connection.execute("select from zart.zart_queue for update")
+            engine.loops[0].stop()
+            await asyncio.wait_for(engine.tasks[0], 10)
+        left = await engine.connection.fetchrow(
+            "select q.worker = w.id, w.dead from zart.zart_queue q, zart.zart_workers w"
+        )
+        assert tuple(left or ()) == (True, True)  # for the supervisors to sweep up
+
+
 async def test_a_worker_that_loses_its_lease_claims_again_after_renewing_it(database: Database) -> None:
     async with Engine(database, [sum_up]) as engine:
         await eventually(lambda: engine.loops[0].place.ready)

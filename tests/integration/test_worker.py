@@ -16,6 +16,7 @@ from tests.support.database import Database
 from tests.support.eventually import eventually
 from zart import PostgresScheduler, TaskRegistry, Worker, WorkerConfig, zart_durable, zart_step
 from zart.errors import DatabaseError, RegistrationError
+from zart.metrics import TICKS
 from zart.model import ExecutionStatus
 
 RAN: collections.Counter[str] = collections.Counter()
@@ -167,3 +168,27 @@ async def test_a_registry_without_durables_and_a_database_without_schema_are_ref
             Worker(scheduler, TaskRegistry())
         with pytest.raises(DatabaseError, match="zart migrate"):
             await Worker(scheduler, registry()).run()
+
+
+async def test_an_open_transaction_that_holds_a_queue_row_delays_no_other_execution(database: Database) -> None:
+    async with PostgresScheduler.connect(database.dsn) as scheduler:
+        worker = Worker(scheduler, registry())
+        running = asyncio.create_task(worker.run())
+        await scheduler.start_for(dawdling, "held")
+        await eventually(lambda: RAN["dawdle"])
+        connection = await database.connect()
+        transaction = connection.transaction()
+        await transaction.start()
+        await scheduler.offer_event("held", "anything", 1, conn=connection)  # holds the row until the end
+        handles = [await scheduler.start_for(greeting, f"g{n}", "ada") for n in range(50)]
+        await asyncio.gather(*(handle.result(timeout=5) for handle in handles))
+        await eventually(lambda: RAN["greet"] == 51)  # "held" has come to its end too, and cannot be written down
+        ticks = worker.place.words[TICKS]
+        await asyncio.sleep(0.5)
+        assert worker.place.words[TICKS] - ticks < 50, "a busy row is asked for all the time"
+        assert (await scheduler.status("held")).status is ExecutionStatus.RUNNING
+        await transaction.rollback()
+        assert await scheduler.wait_for(dawdling, "held", timeout=5) == "hello late"
+        await connection.close()
+        worker.stop()
+        await asyncio.wait_for(running, 5)

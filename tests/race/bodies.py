@@ -39,6 +39,7 @@ class Race:
     returned: dict[tuple[int, int, int], Any] = field(default_factory=dict[tuple[int, int, int], Any])
     ended: dict[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str])
     dead_workers: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    stolen: set[int] = field(default_factory=set[int])
 
     def violation(self, text: str) -> None:
         self.violations.append(text)
@@ -73,6 +74,11 @@ class Store(Protocol):
 
     race: Race
     child_lane: int
+
+    @property
+    def id(self) -> int:
+        """Its present identity."""
+        ...
 
     async def keep(self, turn: Turn, row: Checkpoint) -> Stored:
         """Commit a checkpoint; gives back what is stored under its key, whoever wrote it."""
@@ -128,6 +134,7 @@ class Turn:
     done_at: int = NEVER
     waiting: bool = False
     dead: bool = False
+    zombie: bool = False
     poked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -165,6 +172,8 @@ class Turn:
         self.race.end((self.claim.id, self.claim.run), status.name)
 
     async def _perform(self, operation: list[Any]) -> Any:
+        if self.dead:
+            raise Lost
         match operation:
             case ["step", name]:
                 return await self._step(key_of("step", name), name)
@@ -186,12 +195,19 @@ class Turn:
     async def _step(self, key: int, name: str) -> Any:
         if key not in self.history:
             if (self.claim.id, self.claim.run, key) in self.race.returned:
-                self.race.violation(f"the committed step {name} of {self.claim} started again")
+                self._started_again(name)
             self.race.counts["steps run"] += 1
             if self.race.chance.random() < 0.1:
                 await asyncio.sleep(self.race.chance.random() * 0.005)
             await self._keep(Kind.STEP, key, name, value=self.race.chance.random())
         return self._give(key, self.history[key].value)
+
+    def _started_again(self, name: str) -> None:
+        """Only a turn that cannot know yet that its claim was stolen may start what its heir has committed."""
+        if self.zombie or self.store.id in self.race.stolen:
+            self.race.counts["steps of zombies"] += 1
+        else:
+            self.race.violation(f"the committed step {name} of {self.claim} started again")
 
     async def _flaky(self, key: int, name: str) -> Any:
         if key not in self.history and self.attempt == 0:

@@ -135,6 +135,7 @@ async def _supervise(race: Race, database: Database, fleet: Sequence[StressWorke
             race.counts["signals delivered"] += delivered
         if race.chance.random() < STOLEN:
             victim = race.chance.choice(fleet)
+            race.stolen.add(victim.id)
             race.dead_workers.append((victim.bucket, victim.id))
             race.counts["leases stolen"] += 1
         for worker in fleet:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import asyncpg
 
@@ -156,13 +156,17 @@ class StressWorker:
             claim=max(0, CAPACITY - len(self.turns)),
             lanes=lanes,
         )
-        if chance.random() >= CUT:
-            return await sent
-        tick = asyncio.ensure_future(sent)
-        await asyncio.sleep(chance.choice([0, 0, 0.0003, 0.001, 0.002, 0.004]))
+        if chance.random() < CUT:
+            await self._cut(sent, [0, 0, 0.0003, 0.001, 0.002, 0.004])
+        return await sent
+
+    async def _cut(self, sent: Coroutine[Any, Any, object], after: Sequence[float]) -> NoReturn:
+        """Send something and cut the connection after some seconds, whether it is answered or not."""
+        answer = asyncio.ensure_future(sent)
+        await asyncio.sleep(self.race.chance.choice(after))
         self.worker.connection.terminate()
-        await asyncio.wait([tick])
-        tick.exception()
+        await asyncio.wait([answer])
+        answer.exception()
         raise ConnectionResetError
 
     async def _settle(self, items: list[Item], answer: Answer) -> None:
@@ -264,11 +268,9 @@ class StressWorker:
         await self._connect()
         while True:
             try:
-                asked = asyncio.ensure_future(self.worker.register(old=former))
-                if self.race.chance.random() < 0.2:
-                    await asyncio.sleep(self.race.chance.choice([0, 0.0005, 0.002]))
-                    self.worker.connection.terminate()
-                return await asked
+                if self.race.chance.random() >= 0.2:
+                    return await self.worker.register(old=former)
+                await self._cut(self.worker.register(old=former), [0, 0.0005, 0.002])
             except LOST:
                 self.race.counts["registrations cut"] += 1
                 await self._connect(self.id)
@@ -290,6 +292,9 @@ class StressWorker:
             self._drop(turn)
 
     async def _connect(self, id: int | None = None) -> None:
+        if self.turns and self.id in self.race.stolen:
+            for turn in self.turns.values():
+                turn.zombie = True
         connection = await self.database.connect()
         self.worker = TickingWorker(connection, self.database.schema, self.bucket, [], id or random.getrandbits(62))
 

@@ -157,6 +157,16 @@ def test_the_next_control_hears_what_none_acknowledged() -> None:
     link.close()
 
 
+def test_what_control_acknowledged_just_before_its_end_counts() -> None:
+    link = DeathLink()
+    with link.open() as control:
+        link.report([1], [])
+        link.exchange()
+        control.send(b"1")
+    link.close()
+    assert link.waiting == 0
+
+
 def test_more_deaths_than_the_socket_holds_wait_without_blocking() -> None:
     link = DeathLink()
     with link.open() as control:

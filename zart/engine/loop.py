@@ -36,6 +36,7 @@ LOOK_EVERY = 2  # beats
 LOOK_AT_TURNS_OLDER_THAN = 0.5
 LOAD_ROWS = 500
 LOAD_HISTORIES = 64
+LAST_TICKS = 3.0
 
 
 class WorkerLoop:
@@ -87,7 +88,7 @@ class WorkerLoop:
         self._lease_due = False
         self._turn_about = 0
         self._look_due = False
-        self._draining = self._running = False
+        self._draining = self._running = self._over = False
 
     # -- open
 
@@ -137,13 +138,19 @@ class WorkerLoop:
     def _stop_now(self) -> None:
         for turn in list(self.turns.values()):
             turn.interrupt(Stop.HAND_BACK)
+        self._loop.call_later(LAST_TICKS, self._give_up)
+
+    def _give_up(self) -> None:
+        """What could not be handed back by now, because others hold its row, is freed as a dead worker's would be."""
+        self._over = True
+        self._kick()
 
     # -- work
 
     async def _cycle(self) -> None:
         while True:
             if not self._has_work():
-                if self._draining and not self.turns:
+                if self._over or (self._draining and not self.turns):
                     return
                 await self._sleep()
             await asyncio.sleep(0)  # whatever is ready to run goes into this tick

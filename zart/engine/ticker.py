@@ -25,6 +25,8 @@ log = logging.getLogger("zart.engine")
 # A tick takes milliseconds; one that takes this long is on a connection that is gone.
 TICK_DEADLINE = 30.0
 
+BUSY_PAUSE = 0.02
+
 _new_row = tuple.__new__
 
 
@@ -131,6 +133,11 @@ class Ticker:
         for verb in batch.verbs:
             if not verb.turn.is_lost():
                 waiting.add_verb(verb)
+        self._kick()
+
+    def put_back_later(self, batch: Batch) -> None:
+        """Send these again after a moment: somebody else holds their rows, and need not be asked all the time."""
+        self._loop.call_later(BUSY_PAUSE, self.put_back, batch)
 
     def take(self, bucket: int) -> Batch:
         """Take out what the next tick of this bucket carries."""

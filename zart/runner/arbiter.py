@@ -49,6 +49,7 @@ _STOP_MARGIN: Final = 5.0  # workers keep shutdown_timeout themselves; those sti
 _RELEASE_MARGIN: Final = 10.0  # for control to hand back what the last workers held
 _FAILED_STARTS: Final = 3
 _LOOK_INTERVAL: Final = 1.0
+_FORKS_AT_ONCE: Final = 16  # signals are looked at in between
 
 _log = logger("runner")
 
@@ -154,16 +155,19 @@ class _Arbiter:
                 main = partial(self._children.control, self._options, self._board, self._wakes, link.fileno())
                 self._start(self._control, partial(self._live, main, keep=self._wakes), now)
             self._board.header[header.CONTROL_PID] = self._control.pid
-        for index, seat in enumerate(self._workers):
-            if self._stop_at is None and not seat.pid and seat.due <= now:
-                place, wake = self._board.places[index], self._wakes[index]
-                place.clear()
-                place.worker_id = secrets.randbelow(2**63 - 1) + 1
-                self._board.say("", index)
-                main = partial(self._children.worker, self._options, self._board, index, wake)
-                self._start(seat, partial(self._live, main, keep=(wake,)), now)
-                place.pid = seat.pid
-                self._board.header[header.FORKS] += 1
+        due = [index for index, seat in enumerate(self._workers) if not seat.pid and seat.due <= now]
+        for index in due[:_FORKS_AT_ONCE] if self._stop_at is None else ():
+            self._fork_worker(index, now)
+
+    def _fork_worker(self, index: int, now: float) -> None:
+        seat, place, wake = self._workers[index], self._board.places[index], self._wakes[index]
+        place.clear()
+        place.worker_id = secrets.randbelow(2**63 - 1) + 1
+        self._board.say("", index)
+        main = partial(self._children.worker, self._options, self._board, index, wake)
+        self._start(seat, partial(self._live, main, keep=(wake,)), now)
+        place.pid = seat.pid
+        self._board.header[header.FORKS] += bool(seat.pid)
 
     def _start(self, seat: Seat, main: Callable[[], int], now: float) -> None:
         try:
@@ -175,7 +179,7 @@ class _Arbiter:
     def _live(self, main: Callable[..., int], *arguments: object, keep: tuple[int, ...] = ()) -> int:
         """A child's life: first let go of what belongs to the arbiter alone."""
         self._signals.close()
-        self._link.close()
+        self._link.abandon()
         for wake in self._wakes:
             if wake not in keep:
                 os.close(wake)

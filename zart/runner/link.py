@@ -62,7 +62,13 @@ class DeathLink:
         return others
 
     def close(self) -> None:
-        """There is no control."""
+        """There is no control any more, but what it acknowledged before counts."""
+        if self._socket is not None:
+            self._receive(self._socket)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the socket unread, as a forked child does."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -105,15 +111,16 @@ class DeathLink:
             pass
         except OSError:  # control is gone; the next one is told from the start
             self.close()
-            return
-        self._receive(self._socket)
+        if self._socket is not None and not self._receive(self._socket):
+            self.abandon()
 
-    def _receive(self, link: socket.socket) -> None:
+    def _receive(self, link: socket.socket) -> bool:
+        """Take in what was acknowledged; False when nothing more can come."""
         try:
             while message := link.recv(MESSAGE_BYTES):
                 self._unacknowledged.pop(int(message), None)
         except BlockingIOError:
-            return
+            return True
         except OSError:
             pass
-        self.close()
+        return False
