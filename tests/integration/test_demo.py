@@ -48,7 +48,7 @@ def test_a_killed_worker_loses_nothing_and_the_summary_says_so() -> None:
     assert re.search(r"completed +4,000 of 4,000", done.stdout)
     assert re.search(r"right step results +20,000 of 20,000, found 20,000", done.stdout)
     assert re.search(r"taken over +[1-9]\d* executions", done.stdout)
-    assert re.search(r"ran again +0\.\d{3} s after the kill", done.stdout)
+    assert re.search(r"ran again +\d+\.\d{3} s after the kill", done.stdout)
     assert done.stdout.endswith("check passed\n")
     assert done.stderr == ""
 

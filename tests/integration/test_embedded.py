@@ -58,6 +58,14 @@ def until(fact: Callable[[], bool], within: float = 20) -> None:
         time.sleep(0.02)
 
 
+def read(path: Path) -> bytes:
+    """The bytes of a file of /proc; b"" when its process is gone."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and waits to be reaped does not."""
     try:
@@ -133,6 +141,30 @@ def test_a_second_user_joins_the_running_server_and_the_last_one_out_stops_it(ho
     assert is_alive(pid)
     kill(other, signal.SIGKILL)
     until(lambda: not is_alive(pid))
+
+
+def test_many_users_share_one_keeper(home: Path) -> None:
+    def keepers() -> int:
+        lines = [line for entry in Path("/proc").glob("[0-9]*/cmdline") if (line := read(entry))]
+        return sum(b"keeper.py" in line and bytes(home) in line for line in lines)
+
+    with EmbeddedPostgres(home / "db") as server:
+        for _ in range(5):
+            EmbeddedPostgres(home / "db").start().stop()
+        until(lambda: keepers() == 1)
+        assert query(server.dsn, "select 1") == 1
+    until(lambda: keepers() == 0)
+
+
+def test_a_server_that_is_left_and_joined_again_and_again_never_stays_behind(home: Path) -> None:
+    pids = set[int]()
+    for _ in range(8):
+        server = EmbeddedPostgres(home / "db").start()
+        pids.add(server.pid)
+        server.stop()
+    user, _, pid = another_user(str(home / "db"))
+    kill(user, signal.SIGKILL)
+    until(lambda: not any(map(is_alive, {*pids, pid})))
 
 
 def test_many_starts_at_once_make_one_server(home: Path) -> None:

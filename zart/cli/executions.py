@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from zart.cli.command import Failed, one_line, parse_json
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, ask
-from zart.cli.output import print_execution, print_executions, print_json, print_steps
+from zart.cli.output import error_text, print_execution, print_executions, print_json, print_steps
 from zart.duration import seconds_of
 from zart.errors import WaitTimedOut
 from zart.model import EventAnswer, ExecutionRecord, ExecutionStatus, Page, StepRecord
@@ -197,7 +197,4 @@ def event(
 
 def _ending(record: ExecutionRecord) -> str:
     """How an execution ended that has no result, with what its error says."""
-    error = cast("dict[str, Any] | None", record.error)
-    if error is None:
-        return f"was {record.status}"
-    return one_line(f"{record.status}: {error.get('type', 'error')}: {error.get('message', '')}")
+    return f"was {record.status}" if record.error is None else f"{record.status}: {error_text(record.error)}"

@@ -30,7 +30,7 @@ def print_execution(record: ExecutionRecord) -> None:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if value is not None and not (field.name in ("attempt", "crashes", "max_retries", "run") and not value):
-            print(f"{field.name + ':':<14} {_text(value, field.name in ('input', 'output', 'error'))}")
+            print(f"{field.name + ':':<14} {_shown(field.name, value)}")
 
 
 def print_executions(records: Sequence[ExecutionRecord]) -> None:
@@ -80,9 +80,26 @@ def _short(value: Any) -> str:
     return text if len(text) <= _WIDEST_VALUE else text[: _WIDEST_VALUE - 1] + "…"
 
 
-def _text(value: Any, is_payload: bool = False) -> str:
-    if is_payload:
-        return json.dumps(value, ensure_ascii=False, default=str)
+def _shown(name: str, value: Any) -> str:
+    match name:
+        case "input" | "output":
+            return one_line(json.dumps(value, ensure_ascii=False, default=str))
+        case "error":
+            return error_text(value)
+        case _:
+            return _text(value)
+
+
+def error_text(error: Any) -> str:
+    """A stored error as one line, `type: message`; the rest of it is for programs."""
+    match error:
+        case {"type": kind, "message": message}:
+            return one_line(f"{kind}: {message}")
+        case _:
+            return one_line(json.dumps(error, ensure_ascii=False, default=str))
+
+
+def _text(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="milliseconds")
     return one_line(str(value))

@@ -1,9 +1,10 @@
-"""The last one out stops the server: a tiny process beside every user of an embedded PostgreSQL.
+"""The last one out stops the server: a tiny process beside the users of an embedded PostgreSQL.
 
 Each process that uses a server holds a shared lock on its `users.lock`, which the kernel drops when the process ends,
 however it ends. A keeper waits for the exclusive lock; having it means that nobody is left, so it stops the server and,
-if the server is temporary, removes it. It runs as a script (`python -I -S keeper.py ...`) on the standard
-library alone, so that it is small and starts at once.
+if the server is temporary, removes it. Every user starts a keeper; the one that has `keeper.lock` stays.
+
+It runs as a script (`python -I -S keeper.py ...`) on the standard library alone, so that it is small and starts at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 DATA = "pgdata"
 USERS_LOCK = "users.lock"
+KEEPER_LOCK = "keeper.lock"
 
 
 def postmaster_lines(data: Path) -> list[str]:
@@ -57,10 +59,13 @@ def main(arguments: list[str]) -> None:
     directory, pg_ctl = Path(arguments[0]), Path(arguments[1])
     uid, gid, temporary = int(arguments[2]), int(arguments[3]), arguments[4] == "temporary"
     try:
-        lock = os.open(directory / USERS_LOCK, os.O_RDWR)
-    except FileNotFoundError:
+        users = os.open(directory / USERS_LOCK, os.O_RDWR)
+        keeper = os.open(directory / KEEPER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):  # all is over, or another keeper waits
         return
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    fcntl.flock(users, fcntl.LOCK_EX)
+    os.close(keeper)  # before the users' lock: whoever comes next brings a keeper, which must find this one gone
     if temporary and not (directory / USERS_LOCK).exists():
         return
     stop_server(directory, pg_ctl, uid if uid >= 0 else None, gid if gid >= 0 else None, temporary=temporary)

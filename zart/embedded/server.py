@@ -120,7 +120,7 @@ class EmbeddedPostgres:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             keeper.stop_server(directory, programs.bin / "pg_ctl", programs.uid, programs.gid, temporary=self.temporary)
         except BlockingIOError:
-            pass  # others use it; their keepers are waiting
+            pass  # others use it; a keeper is waiting for them
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)  # explicit: a forked child may hold a copy of the descriptor
             os.close(lock)

@@ -111,16 +111,19 @@ class DeathLink:
             pass
         except OSError:  # control is gone; the next one is told from the start
             self.close()
-        if self._socket is not None and not self._receive(self._socket):
+            return
+        if not self._receive(self._socket):
             self.abandon()
 
     def _receive(self, link: socket.socket) -> bool:
         """Take in what was acknowledged; False when nothing more can come."""
-        try:
-            while message := link.recv(MESSAGE_BYTES):
-                self._unacknowledged.pop(int(message), None)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        while True:
+            try:
+                message = link.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:  # told once, when control ended with messages unread; then comes what it sent
+                continue
+            if not message:
+                return False
+            self._unacknowledged.pop(int(message), None)

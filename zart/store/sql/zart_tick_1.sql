@@ -27,7 +27,7 @@ declare
   v_more int;
   m_id bigint[]; m_epoch int[]; m_run int[]; m_verb smallint[]; m_seen int[]; m_done_at int[]; m_due float8[]; m_status smallint[];
   m_output bytea[]; m_error bytea[]; m_crashes smallint[]; m_started_at timestamptz[];
-  m_output_json json[]; m_error_json json[]; m_at timestamptz[];
+  m_json json[]; m_error_json json[]; m_at timestamptz[];
   p_id bigint[]; p_run int[]; p_n int[];
   v_told bigint[]; v_ours bigint[];
 begin
@@ -114,15 +114,16 @@ begin
 
   if m_id is not null then
     if cardinality(k_id) > 0 then
+      select array_agg(convert_from(u.input, 'UTF8')::json order by u.o),
+             array_agg(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 then 0 end * interval '1 s' order by u.o)
+        into m_json, m_at from unnest(k_input, k_deadline) with ordinality u(input, due, o);
       with kid as (
         insert into :schema.zart_executions(
           bucket, execution_id, task_name, lane, priority, input, max_retries, deadline, parent, parent_run, parent_key, step_name,
           created_at, traceparent)
-        select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, convert_from(k.input, 'UTF8')::json,
-               k.max_retries,
-               least(e.deadline, v_now + case when k.deadline between 0 and 3e9 then k.deadline when k.deadline < 0 then 0 end * interval '1 s'),
-               k.id, k.run, k.key, k.name, v_now, e.traceparent
-        from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, k_input, k_max_retries, k_deadline)
+        select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, k.input, k.max_retries,
+               least(e.deadline, k.deadline), k.id, k.run, k.key, k.name, v_now, e.traceparent
+        from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
                k(id, run, key, name, task, lane, priority, input, max_retries, deadline),
              lateral (select z.deadline, z.traceparent from :schema.zart_executions z where z.bucket = p_bucket and z.id = k.id offset 0) e
         where k.id = any(m_id)
@@ -132,14 +133,13 @@ begin
       get diagnostics v_count = row_count;
       if v_count < cardinality(k_id) then
         -- A child that ended, and whose outcome a retry of its parent took out of the journal, runs again.
-        select array_agg(convert_from(u.input, 'UTF8')::json order by u.o),
-               array_agg(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 then 0 end * interval '1 s' order by u.o)
-          into m_output_json, m_at from unnest(k_input, k_deadline) with ordinality u(input, due, o);
         with again as (
           update :schema.zart_executions e
           set run = e.run + 1, status = 0, input = k.input, output = null, error = null, attempt = 0, crashes = 0,
-              max_retries = k.max_retries, deadline = k.deadline, created_at = v_now, started_at = null, finished_at = null
-          from unnest(k_id, k_run, k_key, m_output_json, k_max_retries, m_at) k(id, run, key, input, max_retries, deadline)
+              max_retries = k.max_retries, deadline = least(p.deadline, k.deadline), created_at = v_now, started_at = null,
+              finished_at = null
+          from unnest(k_id, k_run, k_key, m_json, k_max_retries, m_at) k(id, run, key, input, max_retries, deadline),
+               lateral (select z.deadline from :schema.zart_executions z where z.bucket = p_bucket and z.id = k.id offset 0) p
           where e.bucket = p_bucket and e.parent = k.id and e.parent_run = k.run and e.parent_key = k.key and e.status <> 0
             and k.id = any(m_id)
             and not exists (select from :schema.zart_tasks j
@@ -154,12 +154,12 @@ begin
       delete from :schema.zart_queue q using unnest(m_id, m_verb) m(id, verb)
       where q.bucket = p_bucket and q.id = m.id and m.verb = 1;
       select array_agg(convert_from(u.output, 'UTF8')::json order by u.o), array_agg(convert_from(u.error, 'UTF8')::json order by u.o)
-        into m_output_json, m_error_json from unnest(m_output, m_error) with ordinality u(output, error, o);
+        into m_json, m_error_json from unnest(m_output, m_error) with ordinality u(output, error, o);
       with ended as (
         update :schema.zart_executions e
         set status = m.status, epoch = m.epoch, output = m.output, error = m.error, crashes = m.crashes,
             started_at = m.started_at, finished_at = v_now
-        from unnest(m_id, m_verb, m_status, m_epoch, m_output_json, m_error_json, m_crashes, m_started_at)
+        from unnest(m_id, m_verb, m_status, m_epoch, m_json, m_error_json, m_crashes, m_started_at)
                m(id, verb, status, epoch, output, error, crashes, started_at)
         where e.bucket = p_bucket and e.id = m.id and m.verb = 1
         returning e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.status, e.attempt, e.output, e.error, e.started_at),
