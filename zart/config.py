@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from zart.duration import Duration, seconds_of
 from zart.errors import InvalidArgument
@@ -59,7 +60,7 @@ class WorkerConfig:
         _within("park_grace", self.grace_seconds, 0, 3600)
         _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024)
         _within("max_crashes", self.max_crashes, 1, 1000)
-        queues: object = self.queues
+        queues: Any = self.queues
         if queues is not None and not (isinstance(queues, tuple) and queues):
             raise InvalidArgument("queues must be a tuple of at least one queue name, or None for all queues")
 

@@ -27,7 +27,8 @@ Every message says what happened, to which execution and step, and what to do ab
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 
 class ZartError(Exception):
@@ -204,6 +205,7 @@ class SchemaMismatch(DatabaseError):
 
 
 def _summary(error: Any) -> str:
-    if isinstance(error, dict):
-        return f"{error.get('type', 'error')}: {error.get('message', '')}"
+    if isinstance(error, Mapping):
+        record = cast("Mapping[str, Any]", error)
+        return f"{record.get('type', 'error')}: {record.get('message', '')}"
     return "no error was recorded" if error is None else str(error)

@@ -4,7 +4,7 @@ Each process that uses a server holds a shared lock on its `users.lock`, which t
 however it ends. A keeper waits for the exclusive lock; having it means that nobody is left, so it stops the server and,
 if the server is temporary, removes it. Every user starts a keeper; the one that has `keeper.lock` stays.
 
-It runs as a script (`python -I -S keeper.py ...`) on the standard library alone, so that it is small and starts at once.
+It runs as a script (`python -I -S keeper.py ...`) on the standard library alone, so it is small and starts at once.
 """
 
 from __future__ import annotations

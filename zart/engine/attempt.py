@@ -75,8 +75,9 @@ class StepRun:
         limit = spec.timeout if self.time_limit is None else self.time_limit - self.turn.loop.time()
         if limit <= 0:
             raise OutOfTime
+        clock = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as clock:
+            async with clock:
                 value = await self.call.invoke()
         except TimeoutError:
             if clock.expired():

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from time import monotonic_ns
 from typing import Any
 
 import asyncpg
@@ -16,12 +17,13 @@ import asyncpg
 from zart.config import WorkerConfig
 from zart.engine import failure
 from zart.engine.batch import Batch
+from zart.engine.polling import is_worth_a_claim
 from zart.engine.replay import History, histories_of
 from zart.engine.resolve import Resolver
 from zart.engine.session import Held, Session
 from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
-from zart.engine.ticker import TickAnswer, Ticker
+from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError, SerializationError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
@@ -207,7 +209,7 @@ class WorkerLoop:
         place = self.place
         for claim in answer.claims:
             place.observe(CLAIM_LATENCY, claim.waited)
-            self._hold(Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes))
+            self._hold(Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes))
             if claim.epoch > 1:
                 place.words[CRASH_RESUMED] += 1
         place.words[EXECUTIONS_CLAIMED] += len(answer.claims)
@@ -241,7 +243,7 @@ class WorkerLoop:
             return 0
         slots = self.config.max_concurrent_tasks
         free = slots - len(self.turns) + batch.ending()
-        return free if free >= max(1, slots // 8) else 0
+        return free if is_worth_a_claim(free, slots) else 0
 
     def _wanted_bucket(self) -> int | None:
         """A bucket to claim from: the last one for as long as it gives, then the next."""
@@ -299,6 +301,10 @@ class WorkerLoop:
         if self._draining:
             turn.close()
             return self.rows.end(turn, Verb.PUT_OFF, due=0.0)
+        if turn.crashes > self.config.max_crashes:
+            turn.close()
+            self.rows.end(turn, Verb.FINISH, status=StoredStatus.QUARANTINED, error=_quarantined(turn, history))
+            return None
         spec = self.registry[row["task_name"]]
         if history is not None:
             turn.history, turn.seen = history, history.wakes
@@ -349,10 +355,17 @@ class WorkerLoop:
             )
 
     async def _deliver_signals(self) -> None:
+        """A tick left word for parents that others held. Those still held are tried again after a moment."""
         session, buckets = self._session, self._signals_left
         self._signals_left = set()
         for bucket in buckets:
-            await journal.deliver_signals(session.connection, session.schema, bucket)
+            seen, delivered = await journal.deliver_signals(session.connection, session.schema, bucket)
+            if seen > delivered:
+                self._loop.call_later(BUSY_PAUSE, self._note_signals, bucket)
+
+    def _note_signals(self, bucket: int) -> None:
+        self._signals_left.add(bucket)
+        self._kick()
 
     async def _look(self) -> None:
         """Turns that have gone on for a while hear here that they were cancelled."""
@@ -363,6 +376,7 @@ class WorkerLoop:
                 continue
             ids, epochs = [turn.id for turn in old], [turn.epoch for turn in old]
             held = await queue.still_held(session.connection, session.schema, bucket, session.worker_id, ids, epochs)
+            self.place.last_tick_ns = monotonic_ns()
             for turn in old:
                 if (turn.id, turn.epoch) not in held and not turn.ended:
                     self._resolver.lose(turn)
@@ -377,3 +391,18 @@ class WorkerLoop:
             if beats % LOOK_EVERY == 0 and self.turns:
                 self._look_due = True
                 self._kick()
+
+
+def _quarantined(turn: Turn, history: History | None) -> bytes:
+    """Why an execution is not run any more."""
+    last = (
+        max(history.checkpoints.values(), key=lambda one: one.epoch).name if history and history.checkpoints else None
+    )
+    return failure.encode(
+        {
+            "kind": "quarantined",
+            "type": "Quarantined",
+            "message": f"its code was running when its process died, {turn.crashes} times",
+            "last_checkpoint": last,
+        }
+    )

@@ -102,13 +102,22 @@ class Turn:
     """
 
     __slots__ = (
-        "adopted", "attempt", "began", "bucket", "cut", "data", "deadline_at", "deadline_timer", "ended", "epoch",
-        "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec",
+        "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at", "deadline_timer", "ended",
+        "epoch", "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec",
         "stop", "storing", "tasks", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, claim_id: int, run: int, epoch: int, bucket: int, seen: int, *, adopted: bool = False
+        self,
+        host: Host,
+        claim_id: int,
+        run: int,
+        epoch: int,
+        bucket: int,
+        seen: int,
+        *,
+        adopted: bool = False,
+        crashes: int = 0,
     ) -> None:
         self.host, self.id, self.run, self.epoch, self.bucket, self.seen = host, claim_id, run, epoch, bucket, seen
         self.history: History | None = None
@@ -123,7 +132,7 @@ class Turn:
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
         self.cut = False
-        self.adopted = adopted
+        self.adopted, self.crashes = adopted, crashes
         self.live = 0
         self.began = 0.0
 

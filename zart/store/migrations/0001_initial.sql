@@ -1,4 +1,5 @@
--- The record of every execution, written at its start and at its end. No index on a column that changes: the ending stays HOT.
+-- The record of every execution, written at its start and at its end. No index on a column that changes: the ending
+--   stays HOT.
 create table :schema.zart_executions(
   id bigint generated always as identity primary key,
   parent bigint,
@@ -25,10 +26,12 @@ create table :schema.zart_executions(
   output json,
   error json
 ) with (fillfactor = 65);
-create unique index zart_executions_child on :schema.zart_executions(parent, parent_run, parent_key) where parent is not null;
+create unique index zart_executions_child on :schema.zart_executions(parent, parent_run, parent_key)
+  where parent is not null;
 
 -- The only hot table: one narrow row per unfinished execution. lane < 0: set apart after a crash.
--- run_at = infinity: waits for a signal only. worker null: nobody holds it. priority: 2p+1 at start, 2p from the first park on.
+-- run_at = infinity: waits for a signal only. worker null: nobody holds it. priority: 2p+1 at start, 2p from the first
+--   park on.
 create table :schema.zart_queue(
   id bigint primary key,
   run_at timestamptz not null default now(),
@@ -123,9 +126,10 @@ create table :schema.zart_lanes(
 
 -- Executions as the API shows them. held and waiting tell running, waiting and pending apart while status is 0.
 create view :schema.zart_records as
-select e.id, e.bucket, e.execution_id, e.task_name, e.status, q.worker is not null as held, q.waiting and q.run_at > now() as waiting,
-       e.run, l.queue, e.priority, e.input, e.output, e.error, e.attempt, e.max_retries, coalesce(q.crashes, e.crashes) as crashes,
-       e.deadline, e.parent, p.execution_id as parent_execution_id, e.created_at, coalesce(q.started_at, e.started_at) as started_at,
+select e.id, e.bucket, e.execution_id, e.task_name, e.status, q.worker is not null as held,
+       q.waiting and q.run_at > now() as waiting, e.run, l.queue, e.priority, e.input, e.output, e.error, e.attempt,
+       e.max_retries, coalesce(q.crashes, e.crashes) as crashes, e.deadline, e.parent,
+       p.execution_id as parent_execution_id, e.created_at, coalesce(q.started_at, e.started_at) as started_at,
        e.finished_at
 from :schema.zart_executions e
 left join :schema.zart_queue q on q.bucket = e.bucket and q.id = e.id

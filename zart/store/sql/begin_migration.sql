@@ -1,5 +1,6 @@
 -- begin_migration: makes the schema and the two tables that migrations are kept in, if they are not there.
--- A role that may not create schemas can use one that exists. Locks: waits 10 s at most for each lock a migration needs.
+-- A role that may not create schemas can use one that exists. Locks: waits 10 s at most for each lock a migration
+--   needs.
 set local lock_timeout = '10s';
 set local client_min_messages = warning;
 do $$ begin

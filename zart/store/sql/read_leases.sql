@@ -1,4 +1,5 @@
--- read_leases: all workers and how long their leases have yet ($1 buckets). Locks: none. Index: none, the table is small.
+-- read_leases: all workers and how long their leases have yet ($1 buckets). Locks: none. Index: none, the table is
+--   small.
 select w.id, w.bucket, w.lease_until, extract(epoch from w.lease_until - clock_timestamp())::float8 as remaining
 from :schema.zart_workers w
 where w.bucket = any($1::smallint[])

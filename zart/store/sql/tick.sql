@@ -1,5 +1,5 @@
 -- tick: the group commit of a worker; zart_tick_1 tells parameters, rows, locks and indexes.
 select what, id, run, epoch, wakes, done, crashes, waited, extra, ids
 from :schema.zart_tick_1(
-  $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28,
-  $29, $30, $31, $32, $33, $34)
+  $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
+  $26, $27, $28, $29, $30, $31, $32, $33, $34)

@@ -1,6 +1,9 @@
--- zart_cancel_1: ends an execution and all its unfinished children as cancelled, one level at a time; its parent hears of it.
--- Parameters: p_bucket, p_execution_id. Rows: cancelled (id, worker that held it or null) for each; or one row: already, unknown.
--- Locks: queue rows for update, waited for, in order of id; children are read by a statement after it, so a tick that adds some is seen.
+-- zart_cancel_1: ends an execution and all its unfinished children as cancelled, one level at a time; its parent hears
+--   of it.
+-- Parameters: p_bucket, p_execution_id. Rows: cancelled (id, worker that held it or null) for each; or one row:
+--   already, unknown.
+-- Locks: queue rows for update, waited for, in order of id; children are read by a statement after it, so a tick that
+--   adds some is seen.
 -- Index: unique index on execution_id, primary keys, zart_executions_child.
 create function :schema.zart_cancel_1(p_bucket smallint, p_execution_id text)
 returns table(what text, id bigint, worker bigint) language plpgsql
@@ -45,9 +48,11 @@ begin
       if v_root.parent is not null then
         with kept as (
           insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, attempts, name)
-          values (p_bucket, v_root.parent, v_root.parent_run, v_root.parent_key, 0, 3, 4, v_root.attempt + 1, v_root.step_name)
+          values (p_bucket, v_root.parent, v_root.parent_run, v_root.parent_key, 0, 3, 4, v_root.attempt + 1,
+                  v_root.step_name)
           on conflict do nothing returning 1)
-        insert into :schema.zart_signals(bucket, id, run, n) select p_bucket, v_root.parent, v_root.parent_run, 1 from kept;
+        insert into :schema.zart_signals(bucket, id, run, n)
+        select p_bucket, v_root.parent, v_root.parent_run, 1 from kept;
       end if;
       v_first := false;
     end if;

@@ -1,9 +1,11 @@
--- zart_offer_event_1: keeps an event for an execution. The event is its own checkpoint: the first row under its key wins, a timeout included.
+-- zart_offer_event_1: keeps an event for an execution. The event is its own checkpoint: the first row under its key
+--   wins, a timeout included.
 -- Parameters: p_bucket, p_execution_id, p_key of the event's name, p_name, p_payload.
 -- Rows: one: answer = unknown, finished, already_offered or accepted; worker that holds the execution, or null.
 -- Locks: the queue row, waited for, before the journal row. Index: unique index on execution_id, primary keys.
-create function :schema.zart_offer_event_1(p_bucket smallint, p_execution_id text, p_key bigint, p_name text, p_payload json)
-returns table(answer text, worker bigint) language plpgsql
+create function :schema.zart_offer_event_1(
+  p_bucket smallint, p_execution_id text, p_key bigint, p_name text, p_payload json
+) returns table(answer text, worker bigint) language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 set enable_bitmapscan = off set jit = off
 as $$

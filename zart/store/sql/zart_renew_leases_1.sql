@@ -1,7 +1,9 @@
 -- zart_renew_leases_1: renews the leases of workers; an expired one that nobody took over lives again.
--- Parameters: p_bucket, p_ids, p_lease in seconds. Rows: the ids renewed; one that stays away twice running was taken over.
+-- Parameters: p_bucket, p_ids, p_lease in seconds. Rows: the ids renewed; one that stays away twice running was taken
+--   over.
 -- Locks: worker rows for no key update, skip locked. Index: primary key of zart_workers.
-create function :schema.zart_renew_leases_1(p_bucket smallint, p_ids bigint[], p_lease float8) returns setof bigint language plpgsql
+create function :schema.zart_renew_leases_1(p_bucket smallint, p_ids bigint[], p_lease float8)
+returns setof bigint language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 set enable_bitmapscan = off set jit = off
 as $$

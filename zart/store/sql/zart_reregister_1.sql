@@ -1,10 +1,14 @@
--- zart_reregister_1: registers a worker, and after a lost connection makes it the heir of its former self. May be sent again with
---   the same ids until it is answered: the rows are every claim that p_new holds, so what a worker knows beyond them is lost.
--- Parameters: p_bucket, p_old (0: none), p_new, p_lease in seconds, p_host, p_pid, p_task_names, p_queues (null: all) it serves.
--- Locks: the old worker row for update, waits 2 s for its last tick (55P03 then: evict_backend and call again); queue rows skip locked.
+-- zart_reregister_1: registers a worker, and after a lost connection makes it the heir of its former self. May be sent
+--   again with the same ids until it is answered: the rows are every claim that p_new holds, so what a worker knows
+--   beyond them is lost.
+-- Parameters: p_bucket, p_old (0: none), p_new, p_lease in seconds, p_host, p_pid, p_task_names, p_queues (null: all)
+--   it serves.
+-- Locks: the old worker row for update, waits 2 s for its last tick (55P03 then: evict_backend and call again); queue
+--   rows skip locked.
 -- Index: primary keys, zart_queue_held.
 create function :schema.zart_reregister_1(
-  p_bucket smallint, p_old bigint, p_new bigint, p_lease float8, p_host text, p_pid int, p_task_names text[], p_queues text[]
+  p_bucket smallint, p_old bigint, p_new bigint, p_lease float8, p_host text, p_pid int, p_task_names text[],
+  p_queues text[]
 ) returns table(id bigint, run int, epoch int, wakes int, done int) language plpgsql
 set lock_timeout = '2s' set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off
 set enable_mergejoin = off set enable_bitmapscan = off set jit = off
@@ -33,5 +37,6 @@ begin
     where w.bucket = p_bucket and w.id = p_old
       and not exists (select from :schema.zart_queue z where z.bucket = p_bucket and z.worker = p_old);
   end if;
-  return query select q.id, q.run, q.epoch, q.wakes, q.done from :schema.zart_queue q where q.bucket = p_bucket and q.worker = p_new;
+  return query
+  select q.id, q.run, q.epoch, q.wakes, q.done from :schema.zart_queue q where q.bucket = p_bucket and q.worker = p_new;
 end $$;

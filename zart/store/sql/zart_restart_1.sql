@@ -1,4 +1,5 @@
--- zart_restart_1: begins a finished execution again as its next run. The epoch goes on, so (id, worker, epoch) never repeats.
+-- zart_restart_1: begins a finished execution again as its next run. The epoch goes on, so (id, worker, epoch) never
+--   repeats.
 -- Parameters: p_bucket, p_execution_id. Returns its id; null: no such execution, or it is not finished.
 -- Locks: its record, waited for. Index: unique index on execution_id.
 create function :schema.zart_restart_1(p_bucket smallint, p_execution_id text) returns bigint language plpgsql

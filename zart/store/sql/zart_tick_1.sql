@@ -1,8 +1,11 @@
--- zart_tick_1: the group commit of one worker: fence, checkpoints, children, endings and parkings, claims, in this order.
--- Parameters: p_bucket, p_worker; columns of checkpoints c_*, of verbs t_*, of children k_*; p_lanes to claim from, rotated by
---   the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2 park, 3 put off, 4 retry.
+-- zart_tick_1: the group commit of one worker: fence, checkpoints, children, endings and parkings, claims, in this
+--   order.
+-- Parameters: p_bucket, p_worker; columns of checkpoints c_*, of verbs t_*, of children k_*; p_lanes to claim from,
+--   rotated by the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
+--   park, 3 put off, 4 retry.
 -- Rows: fence (none: taken over, nothing was written), checkpointed, applied, later, wake, claim.
--- Locks: own worker row for key share; queue rows `skip locked`, never waited for. Each inner statement sees the one before it.
+-- Locks: own worker row for key share; queue rows `skip locked`, never waited for. Each inner statement sees the one
+--   before it.
 -- Index: primary keys; zart_queue_due for claims.
 create function :schema.zart_tick_1(
   p_bucket smallint, p_worker bigint,
