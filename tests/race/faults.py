@@ -34,7 +34,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "takeover does not lock the worker row first",
         "zart_take_over_worker_1",
-        (("w.lease_until < clock_timestamp()) for update skip locked;", "w.lease_until < clock_timestamp());"),),
+        (("w.lease_until < clock_timestamp())\n  for update skip locked;", "w.lease_until < clock_timestamp());"),),
         races.takeover_while_the_last_tick_commits,
     ),
     Fault(
@@ -76,7 +76,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a tick that adds children does not lock their parent",
         "zart_tick_1",
-        (("z.epoch = t.epoch for update skip locked) q;", "z.epoch = t.epoch offset 0) q;"),),
+        (("z.epoch = t.epoch\n                  for update skip locked) q;", "z.epoch = t.epoch offset 0) q;"),),
         races.children_added_while_cancelled,
     ),
     Fault(
@@ -102,7 +102,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a tick waits for queue rows",
         "zart_tick_1",
-        (("z.epoch = t.epoch for update skip locked) q;", "z.epoch = t.epoch for update) q;"),),
+        (("z.epoch = t.epoch\n                  for update skip locked) q;", "z.epoch = t.epoch for update) q;"),),
         races.row_held_by_an_open_transaction,
     ),
     Fault(

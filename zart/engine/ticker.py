@@ -29,7 +29,7 @@ BUSY_PAUSE = 0.02
 
 # Past the Python function that a named tuple's own __new__ is: half the time.
 _new_row: Callable[[type[CheckpointRow], tuple[Any, ...]], CheckpointRow]
-_new_row = tuple.__new__  # pyright: ignore[reportUnknownMemberType]
+_new_row = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 @dataclass(frozen=True, slots=True)

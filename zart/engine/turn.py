@@ -103,8 +103,8 @@ class Turn:
 
     __slots__ = (
         "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at", "deadline_timer", "ended",
-        "epoch", "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen", "spec",
-        "stop", "storing", "tasks", "waits", "wake_at",
+        "epoch", "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen",
+        "spec", "stop", "storing", "tasks", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(

@@ -1,5 +1,6 @@
--- list_children: children of one execution, newest first, of all its runs ( buckets;  status by name,  task_name,
---   queue,  created_after,  created_before, null for any;  ids below this one;  how many;  the parent's execution_id).
+-- list_children: children of one execution, newest first, of all its runs ($1 buckets; $2 status by name, $3 task_name,
+--   $4 queue, $5 created_after, $6 created_before, null for any; $7 ids below this one; $8 how many; $9 the parent's
+--   execution_id).
 -- Locks: none. Index: zart_executions_child.
 select r.id, r.execution_id, r.task_name, r.status, r.held, r.waiting, r.run, r.queue, r.priority,
        r.input::text as input, r.output::text as output, r.error::text as error, r.attempt, r.max_retries, r.crashes,

@@ -1,5 +1,5 @@
--- list_executions: executions that are nobody's children, newest first ( buckets;  stored status,  task_name,  queue,
---    created_after,  created_before, null for any;  ids below this one;  how many).
+-- list_executions: executions that are nobody's children, newest first ($1 buckets; $2 stored status, $3 task_name,
+--   $4 queue, $5 created_after, $6 created_before, null for any; $7 ids below this one; $8 how many).
 -- Locks: none. Index: primary key of zart_executions, backward.
 select r.id, r.execution_id, r.task_name, r.status, r.held, r.waiting, r.run, r.queue, r.priority,
        r.input::text as input, r.output::text as output, r.error::text as error, r.attempt, r.max_retries, r.crashes,

@@ -1,4 +1,4 @@
--- list_live_executions: as list_executions, for an unfinished status ( 'pending', 'running' or 'waiting').
+-- list_live_executions: as list_executions, for an unfinished status ($2 'pending', 'running' or 'waiting').
 -- Locks: none. Index: primary key of zart_queue, backward; finished executions cost nothing.
 select r.id, r.execution_id, r.task_name, r.status, r.held, r.waiting, r.run, r.queue, r.priority,
        r.input::text as input, r.output::text as output, r.error::text as error, r.attempt, r.max_retries, r.crashes,

@@ -9,12 +9,12 @@
 -- Index: primary keys; zart_queue_due for claims.
 create function :schema.zart_tick_1(
   p_bucket smallint, p_worker bigint,
-  c_id bigint[], c_epoch int[], c_key bigint[], c_kind smallint[], c_status smallint[], c_attempts smallint[], c_due float8[],
-  c_seconds real[], c_name text[], c_result bytea[], c_error bytea[],
+  c_id bigint[], c_epoch int[], c_key bigint[], c_kind smallint[], c_status smallint[], c_attempts smallint[],
+  c_due float8[], c_seconds real[], c_name text[], c_result bytea[], c_error bytea[],
   t_id bigint[], t_epoch int[], t_verb smallint[], t_seen int[], t_done_at int[], t_due float8[], t_status smallint[],
   t_output bytea[], t_error bytea[],
-  k_id bigint[], k_run int[], k_key bigint[], k_name text[], k_task text[], k_lane int[], k_priority smallint[], k_input bytea[],
-  k_max_retries int[], k_deadline float8[],
+  k_id bigint[], k_run int[], k_key bigint[], k_name text[], k_task text[], k_lane int[], k_priority smallint[],
+  k_input bytea[], k_max_retries int[], k_deadline float8[],
   p_lanes int[], p_limit int
 ) returns table(
   what text, id bigint, run int, epoch int, wakes int, done int, crashes smallint, waited real, extra int, ids bigint[]
@@ -28,8 +28,8 @@ declare
   v_live boolean;
   v_count int;
   v_more int;
-  m_id bigint[]; m_epoch int[]; m_run int[]; m_verb smallint[]; m_seen int[]; m_done_at int[]; m_due float8[]; m_status smallint[];
-  m_output bytea[]; m_error bytea[]; m_crashes smallint[]; m_started_at timestamptz[];
+  m_id bigint[]; m_epoch int[]; m_run int[]; m_verb smallint[]; m_seen int[]; m_done_at int[]; m_due float8[];
+  m_status smallint[]; m_output bytea[]; m_error bytea[]; m_crashes smallint[]; m_started_at timestamptz[];
   m_json json[]; m_error_json json[]; m_at timestamptz[];
   p_id bigint[]; p_run int[]; p_n int[];
   v_told bigint[]; v_ours bigint[];
@@ -68,7 +68,8 @@ begin
       get diagnostics v_count = row_count;
     end;
     if 2 = any(c_kind) then
-      -- An event's timeout takes the queue row first, as offer_event does: the key of an offer in an open transaction is never waited for.
+      -- An event's timeout takes the queue row first, as offer_event does: so it never waits for the key of an offer in an
+      -- open transaction.
       insert into :schema.zart_tasks(
         bucket, id, run, step_key, epoch, kind, status, attempts, due, seconds, name, result, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.kind, c.status, c.attempts,
@@ -102,13 +103,15 @@ begin
   end if;
 
   if cardinality(t_id) > 0 then
-    select array_agg(q.id), array_agg(t.epoch), array_agg(q.run), array_agg(t.verb), array_agg(t.seen), array_agg(t.done_at),
-           array_agg(t.due), array_agg(t.status), array_agg(t.output), array_agg(t.error), array_agg(q.crashes), array_agg(q.started_at)
+    select array_agg(q.id), array_agg(t.epoch), array_agg(q.run), array_agg(t.verb), array_agg(t.seen),
+           array_agg(t.done_at), array_agg(t.due), array_agg(t.status), array_agg(t.output), array_agg(t.error),
+           array_agg(q.crashes), array_agg(q.started_at)
       into m_id, m_epoch, m_run, m_verb, m_seen, m_done_at, m_due, m_status, m_output, m_error, m_crashes, m_started_at
     from unnest(t_id, t_epoch, t_verb, t_seen, t_done_at, t_due, t_status, t_output, t_error)
            t(id, epoch, verb, seen, done_at, due, status, output, error),
          lateral (select z.id, z.run, z.crashes, z.started_at from :schema.zart_queue z
-                  where z.bucket = p_bucket and z.id = t.id and z.worker = p_worker and z.epoch = t.epoch for update skip locked) q;
+                  where z.bucket = p_bucket and z.id = t.id and z.worker = p_worker and z.epoch = t.epoch
+                  for update skip locked) q;
     what := 'applied'; extra := coalesce(cardinality(m_id), 0);
     if extra < cardinality(t_id) then ids := coalesce(m_id, '{}'); end if;
     return next;
@@ -118,33 +121,37 @@ begin
   if m_id is not null then
     if cardinality(k_id) > 0 then
       select array_agg(convert_from(u.input, 'UTF8')::json order by u.o),
-             array_agg(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 then 0 end * interval '1 s' order by u.o)
+             array_agg(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 then 0 end * interval '1 s'
+                       order by u.o)
         into m_json, m_at from unnest(k_input, k_deadline) with ordinality u(input, due, o);
       with kid as (
         insert into :schema.zart_executions(
-          bucket, execution_id, task_name, lane, priority, input, max_retries, deadline, parent, parent_run, parent_key, step_name,
-          created_at, traceparent)
-        select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, k.input, k.max_retries,
-               least(e.deadline, k.deadline), k.id, k.run, k.key, k.name, v_now, e.traceparent
+          bucket, execution_id, task_name, lane, priority, input, max_retries, deadline, parent, parent_run, parent_key,
+          step_name, created_at, traceparent)
+        select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, k.input,
+               k.max_retries, least(p.deadline, k.deadline), k.id, k.run, k.key, k.name, v_now, p.traceparent
         from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
                k(id, run, key, name, task, lane, priority, input, max_retries, deadline),
-             lateral (select z.deadline, z.traceparent from :schema.zart_executions z where z.bucket = p_bucket and z.id = k.id offset 0) e
+             lateral (select z.deadline, z.traceparent from :schema.zart_executions z
+                      where z.bucket = p_bucket and z.id = k.id offset 0) p
         where k.id = any(m_id)
         on conflict do nothing
         returning zart_executions.id, zart_executions.lane, zart_executions.priority)
-      insert into :schema.zart_queue(bucket, id, lane, priority, run_at) select p_bucket, kid.id, kid.lane, 2 * kid.priority + 1, v_now from kid;
+      insert into :schema.zart_queue(bucket, id, lane, priority, run_at)
+      select p_bucket, kid.id, kid.lane, 2 * kid.priority + 1, v_now from kid;
       get diagnostics v_count = row_count;
       if v_count < cardinality(k_id) then
         -- A child that ended, and whose outcome a retry of its parent took out of the journal, runs again.
         with again as (
           update :schema.zart_executions e
           set run = e.run + 1, status = 0, input = k.input, output = null, error = null, attempt = 0, crashes = 0,
-              max_retries = k.max_retries, deadline = least(p.deadline, k.deadline), created_at = v_now, started_at = null,
-              finished_at = null
+              max_retries = k.max_retries, deadline = least(p.deadline, k.deadline), created_at = v_now,
+              started_at = null, finished_at = null
           from unnest(k_id, k_run, k_key, m_json, k_max_retries, m_at) k(id, run, key, input, max_retries, deadline),
-               lateral (select z.deadline from :schema.zart_executions z where z.bucket = p_bucket and z.id = k.id offset 0) p
-          where e.bucket = p_bucket and e.parent = k.id and e.parent_run = k.run and e.parent_key = k.key and e.status <> 0
-            and k.id = any(m_id)
+               lateral (select z.deadline from :schema.zart_executions z
+                        where z.bucket = p_bucket and z.id = k.id offset 0) p
+          where e.bucket = p_bucket and e.parent = k.id and e.parent_run = k.run and e.parent_key = k.key
+            and e.status <> 0 and k.id = any(m_id)
             and not exists (select from :schema.zart_tasks j
                             where j.bucket = p_bucket and j.id = k.id and j.run = k.run and j.step_key = k.key)
           returning e.id, e.lane, e.priority, e.run, e.epoch)
@@ -156,7 +163,8 @@ begin
     if 1 = any(m_verb) then
       delete from :schema.zart_queue q using unnest(m_id, m_verb) m(id, verb)
       where q.bucket = p_bucket and q.id = m.id and m.verb = 1;
-      select array_agg(convert_from(u.output, 'UTF8')::json order by u.o), array_agg(convert_from(u.error, 'UTF8')::json order by u.o)
+      select array_agg(convert_from(u.output, 'UTF8')::json order by u.o),
+             array_agg(convert_from(u.error, 'UTF8')::json order by u.o)
         into m_json, m_error_json from unnest(m_output, m_error) with ordinality u(output, error, o);
       with ended as (
         update :schema.zart_executions e
@@ -165,9 +173,11 @@ begin
         from unnest(m_id, m_verb, m_status, m_epoch, m_json, m_error_json, m_crashes, m_started_at)
                m(id, verb, status, epoch, output, error, crashes, started_at)
         where e.bucket = p_bucket and e.id = m.id and m.verb = 1
-        returning e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.status, e.attempt, e.output, e.error, e.started_at),
+        returning e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.status, e.attempt, e.output, e.error,
+                  e.started_at),
       kept as (
-        insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, attempts, seconds, name, result, error)
+        insert into :schema.zart_tasks(
+          bucket, id, run, step_key, epoch, kind, status, attempts, seconds, name, result, error)
         select p_bucket, c.parent, c.parent_run, c.parent_key, 0, 3, c.status, c.attempt + 1,
                extract(epoch from v_now - c.started_at), c.step_name, c.output, c.error
         from ended c where c.parent is not null
@@ -183,7 +193,8 @@ begin
         woken as (
           update :schema.zart_queue q
           set done = q.done + f.n,
-              run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at then least(q.run_at, v_now) else q.run_at end
+              run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at then least(q.run_at, v_now)
+                            else q.run_at end
           from free f where q.bucket = p_bucket and q.id = f.id
           returning q.id, q.worker = p_worker and q.done >= q.done_at as ours)
         select array_agg(w.id), array_agg(w.id) filter (where w.ours) into v_told, v_ours from woken w;
@@ -200,27 +211,34 @@ begin
     if 4 = any(m_verb) then
       with moved as (
         delete from :schema.zart_tasks j using unnest(m_id, m_run, m_verb) m(id, run, verb)
-        where m.verb = 4 and j.bucket = p_bucket and j.id = m.id and j.run = m.run and j.kind in (1, 3) and j.status <> 1
+        where m.verb = 4 and j.bucket = p_bucket and j.id = m.id and j.run = m.run and j.kind in (1, 3)
+          and j.status <> 1
         returning j.id, j.run, j.step_key, j.epoch, j.kind, j.attempts, j.seconds, j.name, j.error, j.created_at),
       kept as (
         insert into :schema.zart_attempts(bucket, id, run, step_key, epoch, attempt, seconds, name, error, created_at)
-        select p_bucket, d.id, d.run, d.step_key, d.epoch, greatest(d.attempts, a.last + 1), d.seconds, d.name, d.error, d.created_at
+        select p_bucket, d.id, d.run, d.step_key, d.epoch, greatest(d.attempts, a.last + 1), d.seconds, d.name, d.error,
+               d.created_at
         from moved d, lateral (select coalesce(max(z.attempt), 0) as last from :schema.zart_attempts z
-                               where z.bucket = p_bucket and z.id = d.id and z.run = d.run and z.step_key = d.step_key) a
+                               where z.bucket = p_bucket and z.id = d.id and z.run = d.run
+                                 and z.step_key = d.step_key) a
         on conflict do nothing),
       children as (select d.id, count(*)::int as n from moved d where d.kind = 3 and d.epoch = 0 group by d.id)
       update :schema.zart_queue q set done = q.done - c.n from children c where q.bucket = p_bucket and q.id = c.id;
-      select array_agg(convert_from(u.error, 'UTF8')::json order by u.o) into m_error_json from unnest(m_error) with ordinality u(error, o);
+      select array_agg(convert_from(u.error, 'UTF8')::json order by u.o) into m_error_json
+      from unnest(m_error) with ordinality u(error, o);
       update :schema.zart_executions e set attempt = e.attempt + 1, error = m.error
-      from unnest(m_id, m_verb, m_error_json) m(id, verb, error) where e.bucket = p_bucket and e.id = m.id and m.verb = 4;
+      from unnest(m_id, m_verb, m_error_json) m(id, verb, error)
+      where e.bucket = p_bucket and e.id = m.id and m.verb = 4;
     end if;
 
     if m_verb && '{2,3,4}' then
-      select array_agg(coalesce(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 or (u.due is null and u.verb <> 2) then 0 end
-                                * interval '1 s', 'infinity') order by u.o)
+      select array_agg(coalesce(v_now + case when u.due between 0 and 3e9 then u.due
+                                             when u.due < 0 or (u.due is null and u.verb <> 2) then 0 end
+                                        * interval '1 s', 'infinity') order by u.o)
         into m_at from unnest(m_due, m_verb) with ordinality u(due, verb, o);
       update :schema.zart_queue q
-      set worker = null, lane = abs(q.lane), priority = q.priority & -2::smallint, waiting = m.verb = 2, done_at = coalesce(m.done_at, 2147483647),
+      set worker = null, lane = abs(q.lane), priority = q.priority & -2::smallint, waiting = m.verb = 2,
+          done_at = coalesce(m.done_at, 2147483647),
           run_at = case when m.verb = 2 and (q.wakes <> m.seen or q.done >= m.done_at) then v_now else m.due_at end
       from unnest(m_id, m_verb, m_seen, m_done_at, m_at) m(id, verb, seen, done_at, due_at)
       where q.bucket = p_bucket and q.id = m.id and m.verb in (2, 3, 4);
