@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -14,6 +15,7 @@ from tests.support.plans import Plans, Scan, recorded_plans
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
 from zart.model import ExecutionStatus, Kind, Outcome, Verb
 from zart.store import executions, journal, queue, workers
+from zart.store.migrate import migrate
 
 GROWN = 100_000
 BATCH = 50
@@ -103,6 +105,20 @@ async def test_a_claim_that_finds_nothing_reads_next_to_nothing(worker: TickingW
         assert await worker.claim(BATCH) == []
     assert plans.scans() == {FENCE, QUEUE_DUE, QUEUE_TID}
     assert plans.pages() < 500
+
+
+async def test_a_claim_from_an_empty_bucket_does_not_read_the_work_of_others(empty_database: Database) -> None:
+    connection = await empty_database.connect()
+    await migrate(connection, empty_database.schema, 4)
+    busy = dataclasses.replace(empty_database, buckets=4)
+    lane = await start(busy, connection, *(f"id {number}" for number in range(5_000)))
+    worker = TickingWorker(connection, busy.schema, busy.bucket - 1, [lane])
+    await worker.register()
+    async with recorded_plans(connection) as plans:
+        assert await worker.claim(BATCH) == []
+        assert await queue.ready_lanes(connection, busy.schema, worker.bucket, ["task"], None) == []
+    assert plans.pages() < 50
+    await connection.close()
 
 
 async def test_checkpoints_go_by_key(worker: TickingWorker) -> None:

@@ -572,6 +572,39 @@ async def test_a_refused_value_names_step_and_path_and_fails_that_execution_only
         assert (await engine.ended("even")).status == ExecutionStatus.COMPLETED
 
 
+@dataclass
+class Picky:
+    amount: int
+
+    def __post_init__(self) -> None:
+        if self.amount < 0:
+            raise RuntimeError("no debts")
+
+
+async def test_code_of_a_value_s_own_type_that_raises_fails_that_execution_only(database: Database) -> None:
+    @zart_step("spend")
+    async def spend() -> Picky:
+        bought = Picky(1)
+        bought.amount = -1
+        return bought
+
+    @zart_durable("picky")
+    async def picky(wanted: Picky) -> Picky:
+        RAN["picky"] += 1
+        return await spend()
+
+    async with Engine(database, [picky]) as engine:
+        await engine.start("input", picky, {"amount": -5})
+        await engine.start("result", picky, {"amount": 5})
+        refused, failed = await engine.ended("input"), await engine.ended("result")
+        assert (refused.status, refused.error["kind"]) == (ExecutionStatus.FAILED, "input_refused")
+        assert "no debts" in refused.error["message"]
+        assert (failed.status, failed.error["step"]) == (ExecutionStatus.FAILED, "spend")
+        assert "no debts" in failed.error["message"]
+        assert RAN["picky"] == 1
+        assert [step.status for step in await engine.history("result")] == ["failed"]
+
+
 async def test_a_result_over_the_limit_is_refused_with_its_size(database: Database) -> None:
     @zart_step("big")
     async def big() -> str:

@@ -13,7 +13,8 @@ from time import monotonic
 
 import asyncpg
 
-from tests.race.bodies import Program, Race, key_of, random_program
+from tests.race.bodies import Program, key_of, random_program
+from tests.race.record import Race
 from tests.race.stress_worker import StressWorker
 from tests.support.database import Database
 from zart.store import executions, journal, queue, workers

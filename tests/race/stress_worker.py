@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import asyncpg
 
-from tests.race.bodies import Lost, Race, Stored, Turn
+from tests.race.bodies import Lost, Turn
+from tests.race.record import Race, Stored
 from tests.support.database import Database
 from tests.support.ticking import Answer, Checkpoint, Child, Claim, Move, TickingWorker
 from zart.model import Kind, Verb

@@ -121,6 +121,11 @@ def storable(text: str, limit: int) -> str:
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, as one line."""
+    return " ".join(f"{type_name(type(error))}: {_message(error)}".split())
+
+
 def _declared_type(name: str, raises: tuple[type[Exception], ...]) -> type[Exception] | None:
     """The declared type of this name, else a subclass of one, else the first declared: never an import."""
     return next(

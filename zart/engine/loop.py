@@ -10,24 +10,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from time import monotonic_ns
-from typing import Any
 
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.engine import failure
 from zart.engine.batch import Batch
+from zart.engine.load import Loader
 from zart.engine.polling import is_worth_a_claim
-from zart.engine.replay import History, histories_of
 from zart.engine.resolve import Resolver
 from zart.engine.session import Held, Session
 from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
 from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.turn import Turn
-from zart.errors import DatabaseError, SerializationError
+from zart.errors import DatabaseError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
-from zart.model import StoredStatus, Verb
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import journal, queue, workers
 
@@ -36,8 +33,6 @@ log = logging.getLogger("zart.engine")
 BEAT = 0.1
 LOOK_EVERY = 2  # beats
 LOOK_AT_TURNS_OLDER_THAN = 0.5
-LOAD_ROWS = 500
-LOAD_HISTORIES = 64
 LAST_TICKS = 3.0
 
 
@@ -77,7 +72,6 @@ class WorkerLoop:
             task_names=sorted(registry),
             host=host,
         )
-        self._loading: list[Turn] = []
         self._questions: list[asyncio.Future[datetime]] = []
         self._sleeper: asyncio.Future[None] | None = None
         self._hungry: set[int] = set()
@@ -105,6 +99,7 @@ class WorkerLoop:
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
+        self._loader = Loader(self._session, self.rows, self.registry, self.config, self._resolver.lose)
         self.wake()
         beat = self._loop.create_task(self._beat())
         try:
@@ -158,15 +153,23 @@ class WorkerLoop:
             await asyncio.sleep(0)  # whatever is ready to run goes into this tick
             try:
                 await self._tick()
-                await self._load()
+                await self._loader.begin_all(draining=self._draining)
                 await self._between_ticks()
             except Exception as error:
-                if classify(error) is not Fault.LOST:
-                    raise
-                await self._resolver.renew(Batch(0))
+                await self._recover(error)
+
+    async def _recover(self, error: Exception) -> None:
+        """After a failed statement between ticks: all of them may be sent again."""
+        fault = classify(error)
+        if fault is Fault.LOST:
+            await self._resolver.renew(Batch(0))
+        elif fault is Fault.RETRY:
+            await asyncio.sleep(BEAT)
+        else:
+            raise error
 
     def _has_work(self) -> bool:
-        waiting = self._loading or self._questions or self._look_due or self._lease_due or self._signals_left
+        waiting = self._loader.waiting or self._questions or self._look_due or self._lease_due or self._signals_left
         return bool(waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
 
     async def _sleep(self) -> None:
@@ -228,7 +231,7 @@ class WorkerLoop:
         if before is not None:
             self._resolver.lose(before)
         self.turns[turn.id] = turn
-        self._loading.append(turn)
+        self._loader.waiting.append(turn)
 
     def _adopt(self, claims: Sequence[Held]) -> None:
         """Claims that a tick without an answer made: run them as resumed ones."""
@@ -270,54 +273,6 @@ class WorkerLoop:
             await queue.add_lanes(session.connection, session.schema, pairs)
         self._lanes = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
         self._lanes_read_at = self._loop.time()
-
-    # -- what was claimed
-
-    async def _load(self) -> None:
-        while self._loading:
-            bucket = self._loading[0].bucket
-            turns = [turn for turn in self._loading if turn.bucket == bucket][:LOAD_ROWS]
-            session = self._session
-            rows = await queue.load_claims(session.connection, session.schema, bucket, [turn.id for turn in turns])
-            histories = await self._histories(bucket, [turn for turn in turns if turn.is_resumed()])
-            begun = set(turns)
-            self._loading = [turn for turn in self._loading if turn not in begun]
-            records = {row["id"]: row for row in rows}
-            for turn in turns:
-                if not turn.ended and turn.id in records:
-                    self._begin(turn, records[turn.id], histories.get(turn.id))
-
-    async def _histories(self, bucket: int, turns: Sequence[Turn]) -> dict[int, History]:
-        session, found = self._session, dict[int, History]()
-        for first in range(0, len(turns), LOAD_HISTORIES):
-            part = turns[first : first + LOAD_HISTORIES]
-            ids, runs = [turn.id for turn in part], [turn.run for turn in part]
-            rows = await queue.load_journal(session.connection, session.schema, bucket, ids, runs, session.worker_id)
-            found.update(histories_of(rows, self._loop.time()))
-        return found
-
-    def _begin(self, turn: Turn, row: Any, history: History | None) -> None:
-        """Start the body, unless there is no time or its input cannot be read."""
-        if self._draining:
-            turn.close()
-            return self.rows.end(turn, Verb.PUT_OFF, due=0.0)
-        if turn.crashes > self.config.max_crashes:
-            turn.close()
-            self.rows.end(turn, Verb.FINISH, status=StoredStatus.QUARANTINED, error=_quarantined(turn, history))
-            return None
-        spec = self.registry[row["task_name"]]
-        if history is not None:
-            turn.history, turn.seen = history, history.wakes
-        deadline_in: float | None = row["deadline_in"]
-        if deadline_in is None and spec.timeout is not None:
-            deadline_in = spec.timeout - row["age"]
-        try:
-            data = spec.input_codec.decode(row["input"] or "null") if spec.takes_data else None
-        except SerializationError as error:
-            turn.close()
-            record = failure.encode({**failure.describe(error), "kind": "input_refused"})
-            return self.rows.end(turn, Verb.FINISH, status=StoredStatus.FAILED, error=record)
-        return turn.begin(spec, row["execution_id"], data, row["attempt"], deadline_in, self._loop)
 
     async def database_time(self) -> datetime:
         """Host.database_time."""
@@ -391,18 +346,3 @@ class WorkerLoop:
             if beats % LOOK_EVERY == 0 and self.turns:
                 self._look_due = True
                 self._kick()
-
-
-def _quarantined(turn: Turn, history: History | None) -> bytes:
-    """Why an execution is not run any more."""
-    last = (
-        max(history.checkpoints.values(), key=lambda one: one.epoch).name if history and history.checkpoints else None
-    )
-    return failure.encode(
-        {
-            "kind": "quarantined",
-            "type": "Quarantined",
-            "message": f"its code was running when its process died, {turn.crashes} times",
-            "last_checkpoint": last,
-        }
-    )

@@ -37,9 +37,11 @@ class FailedTries:
 class History:
     """A run's journal and the counters of its queue row, read in one snapshot.
 
-    `loaded_at` is the loop's time at the load, so that `due_in` can be turned into a moment of this process.
+    `epoch` is that of the claim; 0 when the claim was gone already. `loaded_at` is the loop's time at the load, so
+    that `due_in` can be turned into a moment of this process.
     """
 
+    epoch: int = 0
     wakes: int = 0
     done: int = 0
     loaded_at: float = 0.0
@@ -86,7 +88,7 @@ def histories_of(rows: Iterable[Any], loaded_at: float) -> dict[int, History]:
             history = found[row["id"]] = History(loaded_at=loaded_at)
         what = row["what"]
         if what == "counters":
-            history.wakes, history.done = row["wakes"], row["done"]
+            history.epoch, history.wakes, history.done = row["epoch"], row["wakes"], row["done"]
         elif what == "checkpoint":
             history.checkpoints[row["step_key"]] = checkpoint_of(row)
         else:

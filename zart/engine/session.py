@@ -26,6 +26,9 @@ from zart.store.migrate import check_schema
 
 log = logging.getLogger("zart.engine")
 
+# Statements take milliseconds; one that takes this long is on a connection that is gone.
+STATEMENT_DEADLINE = 30.0
+
 FIRST_BACKOFF, LAST_BACKOFF = 0.05, 2.0
 
 
@@ -128,7 +131,9 @@ class Session:
             self.connection.terminate()
 
     async def _connect(self) -> None:
-        connection = await connect(self.dsn, application_name="zart worker", timeout=10.0)
+        connection = await connect(
+            self.dsn, application_name="zart worker", timeout=10.0, command_timeout=STATEMENT_DEADLINE
+        )
         try:
             async with asyncio.timeout(10):
                 self.buckets = (await check_schema(connection, self.schema)).buckets

@@ -13,19 +13,20 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
-from zart.codec import Attribution, Codec, codec_for, step_key
+from zart.codec import Codec, codec_for, step_key
 from zart.engine import failure
 from zart.engine.attempt import StepRun
 from zart.engine.batch import NEVER
+from zart.engine.host import Host
 from zart.engine.replay import Checkpoint, History
 from zart.engine.retry import delay_before_retry
 from zart.engine.scope import current_scope
 from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import DurableSpec, StepInvocation
 from zart.errors import DuplicateStepName, NotInExecution, SerializationError
-from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED, Place
+from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
 
 log = logging.getLogger("zart.engine")
@@ -40,55 +41,6 @@ _PAST_DEADLINE = {
     "message": "the execution's deadline passed",
 }
 _TIME_CODEC = codec_for(datetime, where="now()")
-
-
-class RowSink(Protocol):
-    """Where a turn's rows go: into the next tick."""
-
-    def checkpoint(
-        self,
-        turn: Turn,
-        key: int,
-        kind: int,
-        status: int,
-        attempts: int,
-        due: float | None,
-        seconds: float,
-        name: str,
-        result: bytes | None,
-        error: bytes | None,
-    ) -> asyncio.Future[Checkpoint | None]:
-        """Store a journal row."""
-        ...
-
-    def end(
-        self,
-        turn: Turn,
-        verb: Verb,
-        *,
-        seen: int | None = None,
-        done_at: int | None = None,
-        due: float | None = None,
-        status: int = 0,
-        output: bytes | None = None,
-        error: bytes | None = None,
-    ) -> None:
-        """End the turn."""
-        ...
-
-
-class Host(Protocol):
-    """What a turn needs of the worker that runs it."""
-
-    place: Place
-    attribution: Attribution
-    grace: float
-    max_result_bytes: int
-
-    @property
-    def rows(self) -> RowSink: ...
-
-    async def database_time(self) -> datetime: ...
 
 
 class Turn:
@@ -330,6 +282,8 @@ class Turn:
             self.check_size(result)
         except SerializationError as error:
             await run.fail(error, "serialization")
+        except Exception as error:  # code of the value's own type
+            await run.fail(SerializationError(failure.one_line(error)), "serialization")
         # As `store` does, without a coroutine more: this is the way of every step.
         future = self.host.rows.checkpoint(
             self, key, 1, 1, run.attempt + 1, None, perf_counter() - run.began, name, result, None

@@ -22,8 +22,8 @@ begin
   woken as (
     update :schema.zart_queue q
     set done = q.done + f.n,
-        run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at then least(q.run_at, v_now)
-                      else q.run_at end
+        run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at
+                      then least(q.run_at, v_now) else q.run_at end
     from free f where q.bucket = p_bucket and q.id = f.id and q.run = f.run
     returning q.id, q.run),
   dropped as (

@@ -68,8 +68,8 @@ begin
       get diagnostics v_count = row_count;
     end;
     if 2 = any(c_kind) then
-      -- An event's timeout takes the queue row first, as offer_event does: so it never waits for the key of an offer in an
-      -- open transaction.
+      -- An event's timeout takes the queue row first, as offer_event does: so it never waits for the key of an offer in
+      -- an open transaction.
       insert into :schema.zart_tasks(
         bucket, id, run, step_key, epoch, kind, status, attempts, due, seconds, name, result, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.kind, c.status, c.attempts,
@@ -193,8 +193,8 @@ begin
         woken as (
           update :schema.zart_queue q
           set done = q.done + f.n,
-              run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at then least(q.run_at, v_now)
-                            else q.run_at end
+              run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at
+                            then least(q.run_at, v_now) else q.run_at end
           from free f where q.bucket = p_bucket and q.id = f.id
           returning q.id, q.worker = p_worker and q.done >= q.done_at as ours)
         select array_agg(w.id), array_agg(w.id) filter (where w.ours) into v_told, v_ours from woken w;

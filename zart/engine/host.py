@@ -1,0 +1,64 @@
+"""What a turn needs of the worker that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from zart.codec import Attribution
+from zart.metrics import Place
+from zart.model import Verb
+
+if TYPE_CHECKING:
+    from zart.engine.replay import Checkpoint
+    from zart.engine.turn import Turn
+
+
+class RowSink(Protocol):
+    """Where a turn's rows go: into the next tick."""
+
+    def checkpoint(
+        self,
+        turn: Turn,
+        key: int,
+        kind: int,
+        status: int,
+        attempts: int,
+        due: float | None,
+        seconds: float,
+        name: str,
+        result: bytes | None,
+        error: bytes | None,
+    ) -> asyncio.Future[Checkpoint | None]:
+        """Store a journal row."""
+        ...
+
+    def end(
+        self,
+        turn: Turn,
+        verb: Verb,
+        *,
+        seen: int | None = None,
+        done_at: int | None = None,
+        due: float | None = None,
+        status: int = 0,
+        output: bytes | None = None,
+        error: bytes | None = None,
+    ) -> None:
+        """End the turn."""
+        ...
+
+
+class Host(Protocol):
+    """What a turn needs of the worker that runs it."""
+
+    place: Place
+    attribution: Attribution
+    grace: float
+    max_result_bytes: int
+
+    @property
+    def rows(self) -> RowSink: ...
+
+    async def database_time(self) -> datetime: ...
