@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import types
@@ -17,6 +16,7 @@ from zart.codec import Codec, codec_for
 from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
 from zart.engine.scope import current_scope
 from zart.engine.spec import StepSpec, TimeoutScope
+from zart.engine.threads import in_thread
 from zart.errors import InvalidArgument, NonRetryable, RegistrationError, ZartError
 from zart.names import NameTemplate, checked_name
 
@@ -329,7 +329,7 @@ _new: Callable[[type[StepCall[Any, Any]]], StepCall[Any, Any]] = object.__new__
 
 
 async def _run_in_thread(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    value = await asyncio.to_thread(_call_plainly, function, arguments, keywords)
+    value = await in_thread(functools.partial(_call_plainly, function, arguments, keywords))
     return await value if inspect.isawaitable(value) else value
 
 

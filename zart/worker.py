@@ -127,7 +127,7 @@ class _SupervisorThread:
 
     def __init__(self, dsn: str, schema: str, config: WorkerConfig, place: Place, worker: WorkerLoop) -> None:
         self._worker_loop = asyncio.get_running_loop()
-        self._worker = worker
+        self._worker, self._ended = worker, asyncio.Event()
         self._supervisor = Supervisor(dsn=dsn, schema=schema, config=config, places=[place], wake=self._wake)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="zart supervisor", daemon=True)
@@ -137,11 +137,14 @@ class _SupervisorThread:
 
     async def __aexit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._supervisor.stop)
-        await asyncio.to_thread(self._thread.join, LONGEST_GOODBYE)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), LONGEST_GOODBYE)
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):
             self._loop.run_until_complete(self._supervisor.run())
+        with contextlib.suppress(RuntimeError):  # the program's loop has ended
+            self._worker_loop.call_soon_threadsafe(self._ended.set)
 
     def _wake(self, _: int) -> None:
         with contextlib.suppress(RuntimeError):  # the program's loop has ended

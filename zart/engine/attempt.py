@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zart.engine.turn import Turn
 
 _FIRST = FailedTries()
+_LOOK_AGAIN = 0.05
 
 
 class OutOfTime(Exception):
@@ -32,15 +33,17 @@ class StepRun:
     """One step of one turn. It is the scope its user code runs in, so body-only calls are refused here.
 
     Attributes:
-        attempt: number of the try under way, 0-based.
+        attempt: number of the try under way in this pass of the execution, 0-based.
+        number: its number in the journal, which goes on over execution retries.
     """
 
-    __slots__ = ("attempt", "began", "call", "key", "name", "time_limit", "tries", "turn")
+    __slots__ = ("attempt", "began", "call", "key", "name", "number", "time_limit", "tries", "turn")
 
     def __init__(self, turn: Turn, call: StepInvocation, name: str, key: int, tries: FailedTries | None) -> None:
         self.turn, self.call, self.name, self.key = turn, call, name, key
         self.tries = tries
         self.attempt = 0 if tries is None else tries.count
+        self.number = 1 if tries is None else tries.numbered + 1
         self.began = perf_counter()
         self.time_limit: float | None = None
 
@@ -62,6 +65,7 @@ class StepRun:
         while True:
             await self._after_failure(error)
             self.attempt += 1
+            self.number += 1
             self.began = perf_counter()
             try:
                 return await self._one_try()
@@ -104,9 +108,7 @@ class StepRun:
         if self.time_limit is not None and due >= self.time_limit:
             await self.fail(OutOfTime(), "timed_out")
         record = failure.encode(failure.step_failure(error, "failed", self.attempt + 1))
-        await turn.store(
-            self.key, Kind.ATTEMPT, 0, self.attempt + 1, self._seconds(), self.name, None, record, due=delay
-        )
+        await turn.store(self.key, Kind.ATTEMPT, 0, self.number, self._seconds(), self.name, None, record, due=delay)
         turn.host.place.words[STEP_RETRIES] += 1
         await self._pause(due)
 
@@ -125,19 +127,21 @@ class StepRun:
 
     async def _pause(self, due: float) -> None:
         """Wait in memory for a short while; past the grace, give the slot back when the whole body only waits."""
-        turn = self.turn
-        turn.waits[self] = due
+        turn, task = self.turn, asyncio.current_task(self.turn.loop)
+        assert task is not None
+        turn.waits[task] = due
+        pause = turn.host.grace
         try:
             while (left := due - turn.loop.time()) > 0:
-                if left <= turn.host.grace:
+                if left <= pause:
                     await asyncio.sleep(left)
                     continue
-                await asyncio.sleep(turn.host.grace)
+                await asyncio.sleep(pause)
                 if turn.is_only_waiting():
                     turn.interrupt(Stop.PARK)
-                    await asyncio.sleep(left)
+                pause = max(pause, _LOOK_AGAIN)
         finally:
-            del turn.waits[self]
+            del turn.waits[task]
         if turn.stop is not None:
             raise turn.suspended()
 
@@ -147,7 +151,7 @@ class StepRun:
         """Keep the failure and raise what it comes back as."""
         attempts = self.attempt + 1
         record = self._record(error, kind, attempts)
-        await self.turn.store_failure(self.key, record, self._seconds(), self.name)
+        await self.turn.store_failure(self.key, self.number, record, self._seconds(), self.name)
         self.turn.host.place.words[STEPS_FAILED] += 1
         raise failure.rebuild(record, self.name, self.call.spec.raises) from None
 

@@ -106,9 +106,11 @@ def execution_failure(error: BaseException) -> Record:
     """The record of a body that ended in failure."""
     record = describe(error)
     if isinstance(error, StepFailed):
-        record["kind"], record["step"], record["attempts"] = "step_failed", error.step, error.attempts
-        if error.traceback_text:
-            record["traceback"] = error.traceback_text
+        record["kind"] = "step_failed"
+        record["step"] = storable(str(getattr(error, "step", "")), 1_000)
+        record["attempts"] = int(getattr(error, "attempts", 1))
+        if text := getattr(error, "traceback_text", ""):
+            record["traceback"] = storable(str(text), 2 * MAX_TRACEBACK_CHARACTERS)
     else:
         record["kind"] = "body_failed"
     return record

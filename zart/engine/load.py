@@ -83,7 +83,8 @@ class Loader:
         spec = self._registry[row["task_name"]]
         deadline_in: float | None = row["deadline_in"]
         if deadline_in is None and spec.timeout is not None:
-            deadline_in = spec.timeout - row["age"]
+            # Started by name, by someone who did not know the timeout: it counts from the first claim.
+            deadline_in = spec.timeout - (history.claimed_ago if history is not None else 0.0)
         try:
             data = spec.input_codec.decode(row["input"] or "null") if spec.takes_data else None
         except Exception as error:  # code of the input's own type included

@@ -25,6 +25,7 @@ from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
+from zart.model import Verb
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import journal, queue, workers
 
@@ -82,7 +83,7 @@ class WorkerLoop:
         self._bucket = 0
         self._signals_left: set[int] = set()
         self._lease_due = False
-        self._turn_about = 0
+        self._turn_about = self._woken = 0
         self._look_due = False
         self._draining = self._running = self._over = False
 
@@ -116,6 +117,7 @@ class WorkerLoop:
 
     def wake(self) -> None:
         """There may be work: look for it in every bucket."""
+        self._woken += 1
         self._hungry.update(range(self._session.buckets))
         self._apart.update(self._hungry)
         self._kick()
@@ -195,16 +197,17 @@ class WorkerLoop:
             await self._refresh_lanes()
         batch = self.rows.take(bucket)
         free = self._free_slots(batch) if bucket in self._hungry else 0
+        woken = self._woken
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
-        if answer.fenced:
+        if answer is None:
             return
+        if free and len(answer.claims) < free and answer.lease_live and woken == self._woken:
+            self._hungry.discard(bucket)
         self._accept(bucket, answer, free)
         if free and not answer.claims and not self.turns and bucket in self._apart:
             await self._claim_apart(bucket)
 
     def _accept(self, bucket: int, answer: TickAnswer, free: int) -> None:
-        if free and len(answer.claims) < free and answer.lease_live:
-            self._hungry.discard(bucket)
         if free and not answer.lease_live:
             self._lease_due = True
         if answer.signals_left:
@@ -221,6 +224,8 @@ class WorkerLoop:
         """Executions set apart after a crash run only in a worker that holds nothing else, one at a time."""
         self._apart.discard(bucket)
         answer = await self._resolver.commit(Batch(bucket), [-lane for lane in self._lanes], 1)
+        if answer is None:
+            return
         self._accept(bucket, answer, 0)
         if answer.claims:
             self._alone = self.turns[answer.claims[0].id]
@@ -234,9 +239,15 @@ class WorkerLoop:
         self._loader.waiting.append(turn)
 
     def _adopt(self, claims: Sequence[Held]) -> None:
-        """Claims that a tick without an answer made: run them as resumed ones."""
+        """Claims that a tick without an answer made: run as resumed ones; but what is set apart is not run here."""
         for claim in claims:
-            self._hold(Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True))
+            turn = Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True)
+            if claim.apart:
+                turn.close()
+                self.turns[turn.id] = turn
+                self.rows.end(turn, Verb.PUT_OFF, due=0.0)
+            else:
+                self._hold(turn)
 
     # -- where to claim
 

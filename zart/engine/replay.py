@@ -26,24 +26,43 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class FailedTries:
-    """The failed tries of a step that is not done. `due_in` and `began_ago` are seconds from the load."""
+    """The failed tries of a step that is not done. `due_in` and `began_ago` are seconds from the load.
+
+    Tries before an execution retry count no more: the step begins anew, though the numbers of its tries go on.
+
+    Attributes:
+        count: tries of this pass.
+        numbered: number of the last one; numbers are never used twice in a run.
+        due_in: when the next one may begin.
+        began_ago: how long ago the first of this pass began.
+    """
 
     count: int = 0
+    numbered: int = 0
     due_in: float | None = None
     began_ago: float = 0.0
+
+    def and_then(self, row: Any) -> FailedTries:
+        """These and the next one. A try with nothing due after it was the last of its pass."""
+        number: int = row["attempts"]
+        if row["due_in"] is None:
+            return FailedTries(numbered=number)
+        return FailedTries(self.count + 1, number, row["due_in"], max(self.began_ago, row["began_ago"]))
 
 
 @dataclass(slots=True)
 class History:
     """A run's journal and the counters of its queue row, read in one snapshot.
 
-    `epoch` is that of the claim; 0 when the claim was gone already. `loaded_at` is the loop's time at the load, so
+    `epoch` is that of the claim; 0 when the claim was gone already. `claimed_ago` is how long ago the run was claimed
+    for the first time. `loaded_at` is the loop's time at the load, so
     that `due_in` can be turned into a moment of this process.
     """
 
     epoch: int = 0
     wakes: int = 0
     done: int = 0
+    claimed_ago: float = 0.0
     loaded_at: float = 0.0
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict[int, Checkpoint])
     tries: dict[int, FailedTries] = field(default_factory=dict[int, FailedTries])
@@ -82,6 +101,7 @@ def checkpoint_of(row: Any) -> Checkpoint:
 def histories_of(rows: Iterable[Any], loaded_at: float) -> dict[int, History]:
     """Group the rows of `load_journal` by execution."""
     found: dict[int, History] = {}
+    tries: list[Any] = []
     for row in rows:
         history = found.get(row["id"])
         if history is None:
@@ -89,19 +109,12 @@ def histories_of(rows: Iterable[Any], loaded_at: float) -> dict[int, History]:
         what = row["what"]
         if what == "counters":
             history.epoch, history.wakes, history.done = row["epoch"], row["wakes"], row["done"]
+            history.claimed_ago = row["began_ago"]
         elif what == "checkpoint":
             history.checkpoints[row["step_key"]] = checkpoint_of(row)
         else:
-            _add_try(history, row)
+            tries.append(row)
+    for row in sorted(tries, key=lambda row: row["attempts"]):
+        of_run, key = found[row["id"]].tries, row["step_key"]
+        of_run[key] = of_run.get(key, FailedTries()).and_then(row)
     return found
-
-
-def _add_try(history: History, row: Any) -> None:
-    before = history.tries.get(row["step_key"], FailedTries())
-    count: int = row["attempts"]
-    if count <= before.count:
-        history.tries[row["step_key"]] = FailedTries(
-            before.count, before.due_in, max(before.began_ago, row["began_ago"])
-        )
-    else:
-        history.tries[row["step_key"]] = FailedTries(count, row["due_in"], max(before.began_ago, row["began_ago"]))

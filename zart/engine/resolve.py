@@ -50,8 +50,8 @@ class Resolver:
     turns: dict[int, Turn]
     adopt: Callable[[Sequence[Held]], None]
 
-    async def commit(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer:
-        """Send one tick until its outcome is known.
+    async def commit(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer | None:
+        """Send one tick until its outcome is known; None when it was found out in another way than by its answer.
 
         Raises:
             asyncpg.PostgresError: the statement itself is wrong for this database; no retry would help.
@@ -60,36 +60,49 @@ class Resolver:
         while True:
             try:
                 answer = await self.ticker.send(batch, lanes, limit)
-                if not answer.fenced:
-                    await self._settle(batch, answer)
             except Exception as error:
                 fault = self._note(error)
                 if fault is Fault.BUG:
                     raise
                 if fault is Fault.LOST:
                     await self.renew(batch)
-                    return TickAnswer()
+                    return None
                 if fault is Fault.DATA:
                     await self._halve(batch, error)
-                    return TickAnswer()
+                    return None
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LAST_BACKOFF)
             else:
-                if answer.fenced:
-                    log.warning("worker %d was taken over; all its turns are dropped", self.session.worker_id)
-                    await self.renew(Batch(batch.bucket))
-                return answer
+                return await self._take_answer(batch, answer)
+
+    async def _take_answer(self, batch: Batch, answer: TickAnswer) -> TickAnswer | None:
+        if answer.fenced:
+            log.warning("worker %d was taken over; all its turns are dropped", self.session.worker_id)
+            await self.renew(Batch(batch.bucket))
+            return None
+        try:
+            await self._settle(batch, answer)
+        except Exception as error:
+            # The tick is committed and must not be sent again; whatever failed here, the fresh identity asks anew.
+            if self._note(error) is Fault.BUG:
+                raise
+            await self.renew(batch)
+            return None
+        return answer
 
     async def renew(self, batch: Batch) -> None:
-        """Find out what became of a tick without an answer, and of all claims, under a new identity."""
-        log.warning("worker %d lost its connection", self.session.worker_id)
+        """Find out what became of a tick without an answer, and of all claims, under a fresh identity."""
+        backoff = FIRST_BACKOFF
         while True:
+            log.warning("worker %d begins anew under another id", self.session.worker_id)
             held = await self.session.renew()
             try:
                 await self._compare(batch, held)
             except Exception as error:
-                if self._note(error) is not Fault.LOST:
+                if self._note(error) is Fault.BUG:
                     raise
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, LAST_BACKOFF)
             else:
                 return
 
@@ -187,8 +200,10 @@ class Resolver:
             half = len(turns) // 2
             for part in (turns[:half], turns[half:]):
                 await self.commit(batch.only(part), [], 0)
-        elif turns:
+        elif turns and turns[0].refusal is None:
             turns[0].refuse(_refusal(batch, error))
+        elif turns:  # not even the refusal is taken: somebody's trigger or constraint; not asked for all the time
+            self.ticker.put_back_later(batch)
 
     # -- a tick without an answer
 

@@ -26,8 +26,8 @@ from zart.store.migrate import check_schema
 
 log = logging.getLogger("zart.engine")
 
-# Statements take milliseconds; one that takes this long is on a connection that is gone.
-STATEMENT_DEADLINE = 30.0
+# Statements take milliseconds; one that takes a whole lease, or this long, is on a connection that is gone.
+LEAST_DEADLINE = 5.0
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.05, 2.0
 
@@ -42,6 +42,7 @@ class Held:
     epoch: int
     wakes: int
     done: int
+    apart: bool
 
 
 def new_worker_id() -> int:
@@ -132,7 +133,10 @@ class Session:
 
     async def _connect(self) -> None:
         connection = await connect(
-            self.dsn, application_name="zart worker", timeout=10.0, command_timeout=STATEMENT_DEADLINE
+            self.dsn,
+            application_name="zart worker",
+            timeout=10.0,
+            command_timeout=max(LEAST_DEADLINE, self.config.lease_seconds),
         )
         try:
             async with asyncio.timeout(10):
@@ -170,4 +174,4 @@ class Session:
             except asyncpg.LockNotAvailableError:
                 await workers.evict_backend(self.connection, self.schema, bucket, old)
             else:
-                return [Held(bucket, row["id"], row["run"], row["epoch"], row["wakes"], row["done"]) for row in rows]
+                return [Held(bucket, *row) for row in rows]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 from zart.codec import Codec, codec_for, step_key
 from zart.engine import failure
@@ -80,7 +80,7 @@ class Turn:
         self.names: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.storing: set[asyncio.Future[Checkpoint | None]] = set()
-        self.waits: dict[object, float] = {}
+        self.waits: dict[asyncio.Task[Any], float] = {}
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
         self.cut = False
@@ -112,48 +112,65 @@ class Turn:
         context = contextvars.copy_context()
         context.run(current_scope.set, self)
         self.main = loop.create_task(self.host.attribution.wrap(self._run(), self.id), context=context)
+        self.main.add_done_callback(self._end_anyway)
+
+    def _end_anyway(self, _: object) -> None:
+        """No turn outlives its body unended: a claim that nobody ends is held for ever."""
+        if not self.ended:
+            self._end(RuntimeError("the body's task ended without an answer"), None)
 
     async def _run(self) -> None:
+        error: BaseException | None = None
+        output: bytes | None = None
         try:
             value = await self.spec.invoke(self.data) if self.spec.takes_data else await self.spec.invoke(None)
-            if self.tasks:
-                await self._await_started()
+            await self._await_started()
             output = b"null" if self.cut else self.check_size(self.spec.output_codec.encode(value))
-        except BaseException as error:
-            if self.tasks:
+        except BaseException as raised:
+            error = raised
+        try:
+            if error is not None:
                 await self._cancel_started()
-            self._end(error, None)
-        else:
-            self._end(None, output)
+        finally:  # also when cancelled once more
+            self._end(error, output)
 
     async def _await_started(self) -> None:
-        """A body that returns waits for the steps it started and did not await; their failure is its own."""
-        while self.tasks:
-            for task in (await asyncio.wait(self.tasks))[0]:
-                self.tasks.discard(task)
-                task.result()
+        """A body that returns waits for the steps it started and that still run; their failure is its own."""
+        while running := [task for task in self.tasks if not task.done()]:
+            for task in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
+                if not task.cancelled():
+                    task.result()
 
     async def _cancel_started(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.wait(self.tasks, timeout=ABANDON_AFTER)
+        if running := [task for task in self.tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=ABANDON_AFTER)
 
     def _end(self, error: BaseException | None, output: bytes | None) -> None:
         if self.ended:
             return
+        retry_in, record = self._judge(error)
         self.close()
         end = self.host.rows.end
         if self.stop is not None and (self.cut or self.stop is not Stop.HAND_BACK):
             self._end_stopped(self.stop)
-        elif error is None:
+        elif record is None:
             end(self, Verb.FINISH, status=StoredStatus.COMPLETED, output=output)
+        elif retry_in is not None:
+            end(self, Verb.RETRY, due=min(retry_in, self.deadline_at - self.loop.time()), error=failure.encode(record))
         else:
+            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+
+    def _judge(self, error: BaseException | None) -> tuple[float | None, failure.Record | None]:
+        """Seconds until the execution is retried, if it is, and the record of its failure, if it failed."""
+        if error is None:
+            return None, None
+        try:
             record = failure.execution_failure(error)
-            delay = delay_before_retry(self.spec.retry, self.attempt, error)
-            if delay is not None:
-                end(self, Verb.RETRY, due=delay, error=failure.encode(record))
-            else:
-                end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+            return delay_before_retry(self.spec.retry, self.attempt, error), record
+        except Exception as broken:  # the user's retry_on
+            return None, {**failure.describe(broken), "kind": "body_failed"}
 
     def _end_stopped(self, stop: Stop) -> None:
         end = self.host.rows.end
@@ -194,15 +211,17 @@ class Turn:
         self.interrupt(Stop.LOST)
         self.stop = Stop.LOST
         self.close()
+        for future in list(self.storing):
+            future.cancel()
 
     def refuse(self, record: failure.Record) -> None:
         """PostgreSQL will not store a value of this turn: the execution fails with this record."""
         if self.is_lost():
             return
+        self.refusal = record
         if self.ended:
             self.host.rows.end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
         else:
-            self.refusal = record
             self.interrupt(Stop.REFUSED)
 
     def _cancel(self) -> None:
@@ -224,8 +243,12 @@ class Turn:
         return Suspended()
 
     def is_only_waiting(self) -> bool:
-        """True when all that the body does through zart is to wait for a time."""
-        return self.live == len(self.waits) and not self.storing
+        """True when all that the body does, as far as zart knows of it, is to wait for a time.
+
+        A task of the body's own that has not called zart yet is not known.
+        """
+        waiting = self.live == len(self.waits) and not self.storing
+        return waiting and all(task.done() or task in self.waits for task in self.tasks)
 
     def is_lost(self) -> bool:
         """True when the claim is gone."""
@@ -244,7 +267,7 @@ class Turn:
     async def run_step(self, call: StepInvocation) -> Any:
         """Scope.run_step."""
         if self.ended or self.stop is not None:
-            self._refuse_call()
+            await self._refuse_call()
         name = call.resolved_name()
         key = self._claim_name(name)
         spec = call.spec
@@ -255,12 +278,9 @@ class Turn:
                 self.host.place.words[STEPS_REPLAYED] += 1
                 return replayed(stored, spec.codec, spec.raises)
             tries = self.history.tries.get(key)
+        self._know_task()
         if self.storing:
             await self._earlier_checkpoints()
-        task = asyncio.current_task(self.loop)
-        if task is not self.main and task is not None and task not in self.tasks:
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
         run = StepRun(self, call, name, key, tries)
         thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
         token = current_scope.set(run)
@@ -286,7 +306,7 @@ class Turn:
             await run.fail(SerializationError(failure.one_line(error)), "serialization")
         # As `store` does, without a coroutine more: this is the way of every step.
         future = self.host.rows.checkpoint(
-            self, key, 1, 1, run.attempt + 1, None, perf_counter() - run.began, name, result, None
+            self, key, 1, 1, run.number, None, perf_counter() - run.began, name, result, None
         )
         self.storing.add(future)
         try:
@@ -300,25 +320,29 @@ class Turn:
 
     async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
         """Scope.capture."""
-        if self.ended or self.stop is not None:
-            self._refuse_call()
-        key = self._claim_name(name)
-        if self.history is not None and (stored := self.history.find(key, name, Kind.CAPTURE)) is not None:
-            return replayed(stored, codec, ())
-        return await self._keep(name, key, function(), codec)
+        key, stored = await self._begin_operation(name)
+        return replayed(stored, codec, ()) if stored is not None else await self._keep(name, key, function(), codec)
 
     async def now(self, name: str) -> datetime:
         """Scope.now."""
-        if self.ended or self.stop is not None:
-            self._refuse_call()
-        key = self._claim_name(name)
-        if self.history is not None and (stored := self.history.find(key, name, Kind.CAPTURE)) is not None:
+        key, stored = await self._begin_operation(name)
+        if stored is not None:
             kept: datetime = replayed(stored, _TIME_CODEC, ())
         else:
             kept = await self._keep(name, key, (await self.host.database_time()).astimezone(UTC), _TIME_CODEC)
         return kept
 
+    async def _begin_operation(self, name: str) -> tuple[int, Checkpoint | None]:
+        """The key of a capture, and its checkpoint if there is one."""
+        if self.ended or self.stop is not None:
+            await self._refuse_call()
+        self._know_task()
+        key = self._claim_name(name)
+        return key, None if self.history is None else self.history.find(key, name, Kind.CAPTURE)
+
     async def _keep(self, name: str, key: int, value: Any, codec: Codec) -> Any:
+        if self.ended or self.is_interrupted():
+            raise self.suspended()
         try:
             result, value = codec.round_trip(value)
         except SerializationError as error:
@@ -352,12 +376,17 @@ class Turn:
         finally:
             self.storing.discard(future)
 
-    async def store_failure(self, key: int, record: failure.Record, seconds: float, name: str) -> None:
+    def _know_task(self) -> None:
+        """Remember a task of the body's own that calls zart: the turn ends only when it has ended."""
+        task = asyncio.current_task(self.loop)
+        if task is not self.main and task is not None and task not in self.tasks:
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def store_failure(self, key: int, number: int, record: failure.Record, seconds: float, name: str) -> None:
         """Commit a step's failure; raise or return what stands there instead, if something does."""
         status = failure.outcome_of(record)
-        stored = await self.store(
-            key, Kind.STEP, status, record["attempts"], seconds, name, None, failure.encode(record)
-        )
+        stored = await self.store(key, Kind.STEP, status, number, seconds, name, None, failure.encode(record))
         if stored is not None:
             record.clear()
             record.update(failure.decode(stored.error or "{}"))
@@ -385,7 +414,8 @@ class Turn:
         self.names.add(key)
         return key
 
-    def _refuse_call(self) -> None:
+    async def _refuse_call(self) -> NoReturn:
+        await asyncio.sleep(0)  # a task that tries again and again must not keep the event loop to itself
         if self.stop is not None and not (self.ended and self.main is not None and self.main.done()):
             raise self.suspended()
         raise NotInExecution(

@@ -229,13 +229,16 @@ class _Arbiter:
         asked = self._stop_at is not None and (seat.killed or status in (0, signal.SIGTERM))
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
         self._link.report(worker_ids, [] if asked or status == 0 else place.running())
+        was_at_work = bool(place.ready)
         place.clear()
         if asked:
             return
         self._board.header[header.DEATHS] += 1
         self._board.header[header.LAST_DEATH_NS] = time.monotonic_ns()
         _log.warning("worker %d ended (%s)", index, describe_status(status))
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_CANNOT_START:
+        if was_at_work:
+            self._failed_starts = 0
+        elif os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_CANNOT_START:
             self._failed_starts += 1
             self._give_up_if_hopeless(self._board.said(index))
 

@@ -17,7 +17,7 @@ async def load_claims(connection: Connection, schema: str, bucket: int, ids: Seq
     """The records of claimed executions.
 
     Columns: id, execution_id, task_name, input (JSON text), attempt, max_retries, priority, deadline_in (seconds from
-    now, None without deadline), age (seconds since it was made), step_name, parent.
+    now, None without deadline), step_name, parent.
     """
     return await connection.fetch(statement("load_claims", schema), bucket, ids)
 
@@ -31,7 +31,8 @@ async def load_journal(
         counters: wakes, done; there is none when the claim is gone.
         checkpoint: step_key, kind, status, attempts, name, result, error, due_in, seconds.
         attempt: step_key, attempts (its number), name, error, due_in, seconds, began_ago.
-    `due_in` is in seconds from now, `began_ago` in seconds before it; JSON comes as text.
+    `due_in` is in seconds from now, `began_ago` in seconds before it (in `counters`: since the run's first claim); JSON
+    comes as text.
     """
     return await connection.fetch(statement("load_journal", schema), bucket, ids, runs, worker)
 

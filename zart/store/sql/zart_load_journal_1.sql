@@ -2,7 +2,7 @@
 --   its rows.
 -- Parameters: p_bucket, p_ids and p_runs (pairs), p_worker who holds them.
 -- Rows: what = counters (epoch, wakes, done; none if the claim is gone), checkpoint, attempt (attempts = its number).
---   due_in in seconds from now; began_ago: seconds since a failed try began.
+--   due_in in seconds from now; began_ago: seconds since the run's first claim (counters) or since a failed try began.
 -- Locks: none. Index: primary keys.
 create function :schema.zart_load_journal_1(p_bucket smallint, p_ids bigint[], p_runs int[], p_worker bigint)
 returns table(
@@ -16,7 +16,7 @@ as $$
 begin
   return query
   select q.id, 'counters', null::bigint, null::smallint, null::smallint, null::smallint, null, null, null,
-         null::float8, q.epoch, null::real, null::float8, q.wakes, q.done
+         null::float8, q.epoch, null::real, extract(epoch from now() - q.started_at)::float8, q.wakes, q.done
   from unnest(p_ids, p_runs) u(id, run), :schema.zart_queue q
   where q.bucket = p_bucket and q.id = u.id and q.run = u.run and q.worker = p_worker
   union all

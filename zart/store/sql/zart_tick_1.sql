@@ -237,7 +237,8 @@ begin
                                         * interval '1 s', 'infinity') order by u.o)
         into m_at from unnest(m_due, m_verb) with ordinality u(due, verb, o);
       update :schema.zart_queue q
-      set worker = null, lane = abs(q.lane), priority = q.priority & -2::smallint, waiting = m.verb = 2,
+      set worker = null, lane = case when m.verb = 3 then q.lane else abs(q.lane) end,
+          priority = q.priority & -2::smallint, waiting = m.verb = 2,
           done_at = coalesce(m.done_at, 2147483647),
           run_at = case when m.verb = 2 and (q.wakes <> m.seen or q.done >= m.done_at) then v_now else m.due_at end
       from unnest(m_id, m_verb, m_seen, m_done_at, m_at) m(id, verb, seen, done_at, due_at)
