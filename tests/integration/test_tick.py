@@ -182,10 +182,16 @@ class TestEndings:
         assert first.id in {claim.id for claim in again.claims}
         assert second.id not in {claim.id for claim in again.claims}
 
-    async def test_a_completed_turn_ends_the_isolation_after_a_crash(self, worker: TickingWorker) -> None:
+    async def test_a_turn_that_was_handed_back_leaves_it_set_apart(self, worker: TickingWorker) -> None:
         [claim] = await worker.claim()
         await worker.connection.execute("update zart.zart_queue set lane = -lane where id = $1", claim.id)
         await worker.tick(moves=[Move(claim.id, 1, Verb.PUT_OFF)])
+        assert await worker.connection.fetchval("select lane < 0 from zart.zart_queue where id = $1", claim.id)
+
+    async def test_a_completed_turn_ends_the_isolation_after_a_crash(self, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        await worker.connection.execute("update zart.zart_queue set lane = -lane where id = $1", claim.id)
+        await worker.tick(moves=[Move(claim.id, 1, Verb.RETRY)])
         assert claim.id in {each.id for each in (await worker.tick(claim=9)).claims}
 
 
