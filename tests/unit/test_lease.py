@@ -53,6 +53,11 @@ def test_a_lease_is_taken_when_it_has_run_out_and_was_watched_for_two_intervals(
     assert _taken(observer, _lease(-0.5), 10.0)
 
 
+def test_what_a_worker_left_that_is_marked_dead_is_taken_at_once() -> None:
+    left = WorkerLease(1, 0, BEGAN, 9.0, dead=True)
+    assert Observer(INTERVAL).takeable([left], 0.0, 0.0) == [left]
+
+
 def test_a_lease_that_ran_out_before_it_was_seen_is_watched_first() -> None:
     observer = Observer(INTERVAL)
     assert not _taken(observer, _lease(-60), 0.0)

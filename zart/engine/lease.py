@@ -49,7 +49,8 @@ class Observer:
         self._seen: dict[tuple[int, int], tuple[object, float]] = {}
 
     def takeable(self, leases: Iterable[WorkerLease], asked: float, answered: float) -> list[WorkerLease]:
-        """Those leases that have run out and were not renewed for two intervals, watched without a break.
+        """Those leases that have run out and were not renewed for two intervals, watched without a break; and at once
+        those of workers that are marked dead, whose last claims were locked when they were taken over.
 
         When this process or the database stood still for more than half an interval, all watching begins again: those
         who renew may have stood still as well.
@@ -70,7 +71,7 @@ class Observer:
             if until != lease.lease_until:
                 since = answered
             self._seen[key] = (lease.lease_until, since)
-            if lease.remaining < 0 and answered - since >= 2 * self._interval:
+            if lease.dead or (lease.remaining < 0 and answered - since >= 2 * self._interval):
                 found.append(lease)
         return found
 

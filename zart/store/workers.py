@@ -45,12 +45,16 @@ class ExpiredWorker:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLease:
-    """A worker's lease in one bucket. `remaining`: seconds by the database's clock, negative when it has passed."""
+    """A worker's lease in one bucket. `remaining`: seconds by the database's clock, negative when it has passed.
+
+    `dead`: it was taken over, but for claims that were locked at that moment.
+    """
 
     id: int
     bucket: int
     lease_until: datetime
     remaining: float
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ async def expired_workers(connection: Connection, schema: str, buckets: Sequence
 async def read_leases(connection: Connection, schema: str, buckets: Sequence[int]) -> list[WorkerLease]:
     """The leases of all workers, whoever they belong to."""
     rows = await connection.fetch(statement("read_leases", schema), buckets)
-    return [WorkerLease(row["id"], row["bucket"], row["lease_until"], row["remaining"]) for row in rows]
+    return [WorkerLease(row["id"], row["bucket"], row["lease_until"], row["remaining"], row["dead"]) for row in rows]
 
 
 async def read_services(connection: Connection, schema: str, bucket: int, worker_ids: Sequence[int]) -> list[Service]:
