@@ -59,6 +59,7 @@ class Worker:
         self.place = Place.private()
         self._loop: WorkerLoop | None = None
         self._stopped = False
+        self._ended: asyncio.Future[None] | None = None
 
     async def run(self, *, handle_signals: bool = False) -> None:
         """Work until `stop()` or until cancelled; both drain: running steps end, the rest is handed back.
@@ -69,6 +70,17 @@ class Worker:
         Raises:
             DatabaseError: the database cannot serve zart.
         """
+        self._ended = asyncio.get_running_loop().create_future()
+        try:
+            await self._run(handle_signals)
+        except BaseException as error:
+            self._ended.set_exception(error)
+            self._ended.exception()  # it is raised here as well, so nobody needs to ask for it
+            raise
+        else:
+            self._ended.set_result(None)
+
+    async def _run(self, handle_signals: bool) -> None:
         async with contextlib.AsyncExitStack() as stack:
             if self._registry.lifespan is not None:
                 await stack.enter_async_context(self._registry.lifespan())
@@ -81,6 +93,20 @@ class Worker:
                 _SupervisorThread(self._dsn, self._schema, self._config, self.place, self._loop)
             )
             await _drain_when_cancelled(asyncio.create_task(self._loop.run(), name="zart worker"), self._loop)
+
+    async def ready(self) -> None:
+        """Wait until `run()`, begun in another task, has registered the worker; raise what it raised if it failed.
+
+        Example:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(worker.run())
+                await worker.ready()
+        """
+        while not self.place.ready:
+            if self._ended is not None and self._ended.done():
+                self._ended.result()
+                return
+            await asyncio.sleep(0.01)
 
     def stop(self) -> None:
         """Begin to drain; `run()` returns when it is done. Call it in the worker's event loop."""

@@ -8,8 +8,10 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 import zart
@@ -18,7 +20,7 @@ from tests.support.engine import Engine, refuse_results_like
 from tests.support.eventually import eventually
 from zart import NonRetryable, WorkerConfig, zart_durable, zart_step
 from zart.errors import DatabaseError, DuplicateStepName, NotInBody, RetryExhausted, StepFailed, StepTimedOut
-from zart.metrics import EXECUTIONS_COMPLETED, RECONNECTS
+from zart.metrics import DATABASE_ERRORS, EXECUTIONS_COMPLETED, RECONNECTS
 from zart.model import ExecutionStatus
 
 RAN: collections.Counter[str] = collections.Counter()
@@ -715,6 +717,63 @@ async def test_a_drain_ends_even_when_somebody_holds_a_row_it_wants_to_hand_back
             "select q.worker = w.id, w.dead from zart.zart_queue q, zart.zart_workers w"
         )
         assert tuple(left or ()) == (True, True)  # for the supervisors to sweep up
+
+
+async def test_a_drain_ends_soon_while_the_database_is_away(database: Database, server_dsn: str) -> None:
+    name = urlsplit(database.dsn).path[1:]
+    admin = await asyncpg.connect(server_dsn)
+    engine = Engine(database, [sum_up])
+    loop = engine.loops[0]
+    running = asyncio.create_task(loop.run())
+    await eventually(lambda: loop.place.ready)
+    await admin.execute(f"alter database {name} allow_connections false")
+    await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
+    loop.wake()
+    await eventually(lambda: loop.place.words[DATABASE_ERRORS])
+    loop.stop()
+    await asyncio.wait_for(running, 5)
+    await admin.close()
+
+
+async def test_failed_executions_are_logged_and_do_not_drown_the_log(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    @zart_durable("fails-always")
+    async def fails_always() -> None:
+        raise LookupError("nothing there")
+
+    async with Engine(database, [fails_always]) as engine:
+        await asyncio.gather(*(engine.start(f"f{n}", fails_always) for n in range(60)))
+        await engine.all_ended()
+    told = [record.getMessage() for record in caplog.records if "nothing there" in record.getMessage()]
+    assert 1 <= len(told) < 50
+    assert told[0].startswith("execution 'f")
+
+
+async def test_a_record_names_what_an_error_came_of_and_what_is_in_a_group(database: Database) -> None:
+    @zart_step("tries-twice", retry="fixed(1, 1ms)")
+    async def tries_twice() -> None:
+        RAN["tries-twice"] += 1
+        raise ValueError(f"try {RAN['tries-twice']}")
+
+    @zart_durable("unrelated")
+    async def unrelated() -> None:
+        await tries_twice()
+
+    @zart_durable("grouped")
+    async def grouped() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(double("x"))  # type: ignore[arg-type]
+            raise OSError("disk")
+
+    async with Engine(database, [unrelated, grouped]) as engine:
+        await engine.start("u", unrelated)
+        await engine.start("g", grouped)
+        await engine.ended("u")
+        (step,) = await engine.history("u")
+        assert "causes" not in step.error
+        assert step.error["message"] == "try 2"
+        assert "OSError: disk" in (await engine.ended("g")).error["causes"]
 
 
 async def test_a_worker_that_loses_its_lease_claims_again_after_renewing_it(database: Database) -> None:

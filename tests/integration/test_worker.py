@@ -63,6 +63,8 @@ async def test_a_start_is_picked_up_run_and_awaited(database: Database) -> None:
     async with PostgresScheduler.connect(database.dsn) as scheduler:
         worker = Worker(scheduler, registry(), WorkerConfig())
         running = asyncio.create_task(worker.run())
+        await worker.ready()
+        assert worker.place.ready
         assert await scheduler.start_and_wait_for(greeting, "g", "ada", timeout=10) == "hello ada"
         worker.stop()
         await asyncio.wait_for(running, 5)
@@ -166,8 +168,12 @@ async def test_a_registry_without_durables_and_a_database_without_schema_are_ref
     async with PostgresScheduler.connect(empty_database.dsn) as scheduler:
         with pytest.raises(RegistrationError, match="no durable function"):
             Worker(scheduler, TaskRegistry())
+        worker = Worker(scheduler, registry())
+        running = asyncio.create_task(worker.run())
         with pytest.raises(DatabaseError, match="zart migrate"):
-            await Worker(scheduler, registry()).run()
+            await worker.ready()
+        with pytest.raises(DatabaseError, match="zart migrate"):
+            await running
 
 
 async def test_an_open_transaction_that_holds_a_queue_row_delays_no_other_execution(database: Database) -> None:

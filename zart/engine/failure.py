@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -158,10 +158,17 @@ def _traceback(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen = 0
-    while seen < MAX_CAUSES:
-        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if cause is None:
+    """What an exception came of, nearest first; for a group, what is in it."""
+    found = _next_causes(error)
+    for _ in range(MAX_CAUSES):
+        if not found:
             return
-        yield cause
-        error, seen = cause, seen + 1
+        yield found[0]
+        found = [*found[1:], *_next_causes(found[0])]
+
+
+def _next_causes(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return list(cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [] if cause is None else [cause]

@@ -103,8 +103,13 @@ class WorkerLoop:
         self._loader = Loader(self._session, self.rows, self.registry, self.config, self._resolver.lose)
         self.wake()
         beat = self._loop.create_task(self._beat())
+        self._working = self._loop.create_task(self._cycle())
         try:
-            await self._cycle()
+            await self._working
+        except asyncio.CancelledError:
+            if not self._over:
+                self._working.cancel()
+                raise
         except asyncpg.PostgresError as error:
             raise DatabaseError(
                 f"the database cannot run zart's statements ({type(error).__name__}: {error}); see `zart migrate`"
@@ -131,25 +136,26 @@ class WorkerLoop:
         for turn in list(self.turns.values()):
             turn.hand_back()
         if self._running:
-            self._loop.call_later(self.config.shutdown_seconds, self._stop_now)
+            last_ticks = min(LAST_TICKS, self.config.shutdown_seconds / 5)
+            self._loop.call_later(self.config.shutdown_seconds - last_ticks, self._stop_now)
+            self._loop.call_later(self.config.shutdown_seconds, self._give_up)
         self._kick()
 
     def _stop_now(self) -> None:
         for turn in list(self.turns.values()):
             turn.interrupt(Stop.HAND_BACK)
-        self._loop.call_later(LAST_TICKS, self._give_up)
 
     def _give_up(self) -> None:
-        """What could not be handed back by now, because others hold its row, is freed as a dead worker's would be."""
+        """What cannot be handed back, its row being held or the database away, is freed as a dead worker's is."""
         self._over = True
-        self._kick()
+        self._working.cancel()
 
     # -- work
 
     async def _cycle(self) -> None:
         while True:
             if not self._has_work():
-                if self._over or (self._draining and not self.turns):
+                if self._draining and not self.turns:
                     return
                 await self._sleep()
             await asyncio.sleep(0)  # whatever is ready to run goes into this tick
@@ -354,6 +360,8 @@ class WorkerLoop:
             beats += 1
             self.place.loop_count += 1
             self.place.held = len(self.turns)
+            if self._draining and self._session.lost and not any(turn.is_running() for turn in self.turns.values()):
+                self._give_up()
             if beats % LOOK_EVERY == 0 and self.turns:
                 self._look_due = True
                 self._kick()

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 
 import asyncpg
 
+from zart.engine import failure
 from zart.engine.batch import Batch, CheckpointRow, VerbRow
 from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
@@ -36,6 +38,7 @@ from zart.store import queue
 log = logging.getLogger("zart.engine")
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.01, 1.0
+FAILURES_TOLD = 5  # a second
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Resolver:
     ticker: Ticker
     turns: dict[int, Turn]
     adopt: Callable[[Sequence[Held]], None]
+    _failures: FailureLog = field(default_factory=lambda: FailureLog(), init=False)
 
     async def commit(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer | None:
         """Send one tick until its outcome is known; None when it was found out in another way than by its answer.
@@ -182,6 +186,8 @@ class Resolver:
         words = self.session.place.words
         if row.verb == Verb.FINISH:
             words[EXECUTIONS_COMPLETED if row.status == StoredStatus.COMPLETED else EXECUTIONS_FAILED] += 1
+            if row.error is not None:
+                self._failures.tell(row)
         else:
             words[PARKED if row.verb == Verb.PARK else EXECUTIONS_PUT_OFF] += 1
 
@@ -246,6 +252,31 @@ class Resolver:
         state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else type(error).__name__
         log.warning("a tick failed (%s, %s)", fault.value, state)
         return fault
+
+
+class FailureLog:
+    """Tells of failed executions, a few a second: a fleet that fails is to be heard, and must not drown its log."""
+
+    def __init__(self) -> None:
+        self._second, self._told = 0, 0
+
+    def tell(self, row: VerbRow) -> None:
+        """Log how an execution failed."""
+        second = int(monotonic())
+        if second != self._second:
+            if self._told > FAILURES_TOLD:
+                log.warning("%d more executions failed", self._told - FAILURES_TOLD)
+            self._second, self._told = second, 0
+        self._told += 1
+        if self._told <= FAILURES_TOLD:
+            record = failure.decode((row.error or b"{}").decode())
+            log.warning(
+                "execution %s failed: %s: %s%s",
+                row.turn.name(),
+                record.get("type"),
+                str(record.get("message"))[:300],
+                f" (step {record['step']!r})" if record.get("step") else "",
+            )
 
 
 def _refusal(batch: Batch, error: Exception) -> dict[str, object]:

@@ -57,6 +57,7 @@ class Session:
         connection: for ticks and the few statements between them; one at a time.
         worker_id: the identity now.
         buckets: how many buckets the schema has.
+        lost: the connection is gone, and the next one not yet registered.
     """
 
     connection: asyncpg.Connection
@@ -75,7 +76,7 @@ class Session:
         self.dsn, self.schema, self.config, self.place = dsn, schema, config, place
         self.worker_id, self.task_names = worker_id, list(task_names)
         self.host = host or socket.gethostname()
-        self.buckets = 1
+        self.buckets, self.lost = 1, False
 
     async def open(self) -> None:
         """Connect, check the schema, register in every bucket.
@@ -98,6 +99,7 @@ class Session:
         The new id stays the same from try to try: registering again under it is harmless, and its answer is complete.
         """
         old, backoff = self.worker_id, FIRST_BACKOFF
+        self.lost = True
         self.connection.terminate()
         self.place.previous_id, self.worker_id = old, new_worker_id()
         self.place.worker_id = self.worker_id
@@ -114,6 +116,7 @@ class Session:
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LAST_BACKOFF)
             else:
+                self.lost = False
                 self.place.previous_id = workers.NOBODY
                 self.place.add(RECONNECTS)
                 return held

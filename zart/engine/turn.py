@@ -250,6 +250,14 @@ class Turn:
         waiting = self.live == len(self.waits) and not self.storing
         return waiting and all(task.done() or task in self.waits for task in self.tasks)
 
+    def name(self) -> str:
+        """How logs call it: the caller's id, or the number of one that was not begun."""
+        return repr(self.execution_id) if self.main is not None else f"number {self.id}"
+
+    def is_running(self) -> bool:
+        """True while the body has not come to its end."""
+        return self.main is not None and not self.main.done()
+
     def is_lost(self) -> bool:
         """True when the claim is gone."""
         return self.stop is Stop.LOST
@@ -279,17 +287,23 @@ class Turn:
                 return replayed(stored, spec.codec, spec.raises)
             tries = self.history.tries.get(key)
         self._know_task()
-        if self.storing:
-            await self._earlier_checkpoints()
         run = StepRun(self, call, name, key, tries)
         thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
+        value: Any = None
+        failed: BaseException | None = None
         token = current_scope.set(run)
         self.live += 1
         try:
-            value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
-        except BaseException as error:
-            value = await run.later_tries(error)
+            if self.storing:
+                await self._earlier_checkpoints()
+            try:
+                value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
+            except BaseException as error:
+                failed = error
+            if failed is not None:  # not in the handler: a later try's error does not come of an earlier one's
+                value = await run.later_tries(failed)
         finally:
+            failed = None
             self.live -= 1
             current_scope.reset(token)
             if thread is not None:

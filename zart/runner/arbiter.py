@@ -45,8 +45,8 @@ EXIT_CANNOT_START: Final = 2
 EXIT_CANNOT_GO_ON: Final = 3
 """Workers could be started once, but no longer."""
 
-_STOP_MARGIN: Final = 5.0  # workers keep shutdown_timeout themselves; those still there so long after it are killed
-_RELEASE_MARGIN: Final = 10.0  # for control to hand back what the last workers held
+_STOP_MARGIN: Final = 1.0  # workers keep shutdown_timeout themselves; those still there so long after it are killed
+_RELEASE_MARGIN: Final = 3.0  # for control to hand back what the last workers held
 _FAILED_STARTS: Final = 3
 _LOOK_INTERVAL: Final = 1.0
 _FORKS_AT_ONCE: Final = 16  # signals are looked at in between
