@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure, report
+from bench import measure, native, report
 from bench.rig import BenchError
 from bench.scenarios import SCENARIOS
-from zart.cli.command import run as run_command
+from zart.cli.command import code_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
@@ -55,9 +55,20 @@ def run(
     print(f"kept in {report.keep(result, results).name}")
 
 
+@app.command("native")
+def show_native() -> None:
+    """Time the native module's calls in one five-step execution."""
+    table = Table("call", "calls", "ns each", "us/execution", box=None, pad_edge=False)
+    parts = native.parts()
+    for part in parts:
+        table.add_row(part.name, str(part.calls), f"{part.nanoseconds:.0f}", f"{part.microseconds:.2f}")
+    table.add_row("together", "", "", f"{sum(part.microseconds for part in parts):.2f}")
+    Console(highlight=False).print(table)
+
+
 if __name__ == "__main__":
     try:
-        run_command(app, "python -m bench")
+        sys.exit(code_of(app, "python -m bench", sys.argv[1:]))
     except BenchError as error:
         print(f"python -m bench: {error}", file=sys.stderr)
         sys.exit(1)

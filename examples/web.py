@@ -1,8 +1,10 @@
 """A web service that starts durable executions and runs them too, in the same event loop.
 
+    pip install fastapi uvicorn
     DATABASE_URL=postgresql://... uvicorn examples.web:app
 
-`zart migrate` first. More processes of it share the work; so do `zart-runner` processes on the same database.
+`zart migrate` first: without zart's tables the service does not start. More processes of it share the work; so do
+`zart-runner` processes on the same database.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         app.state.scheduler = scheduler
         worker = zart.Worker(scheduler, registry)
         tasks.create_task(worker.run())
+        await worker.ready()
         yield
         worker.stop()
 

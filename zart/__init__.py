@@ -60,6 +60,8 @@ from zart.scheduler import PostgresScheduler
 from zart.steps import StepCall, ZartStep, zart_step
 from zart.worker import Worker
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttemptRecord",
     "BusinessErr",

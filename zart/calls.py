@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, Generic, Never, Self, TypeVar
+from typing import Any, ClassVar, Generic, Never, Self, TypeVar
 
 from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -26,6 +26,9 @@ class Call(Coroutine[Any, Any, T_co], Generic[T_co, E_co]):
     """
 
     __slots__ = ("_begun", "_name")
+
+    _what: ClassVar[str] = "step"
+    """What messages call it."""
 
     _begun: Coroutine[Any, Any, T_co] | None
     _name: str | None
@@ -128,9 +131,14 @@ def is_declared(call: Call[Any, Any], error: Exception) -> bool:
 
 def as_step_failure(call: Call[Any, Any], error: Exception) -> StepFailed:
     """The StepFailed that stands for the error of a call."""
-    made = failure.rebuild(failure.step_failure(error, "failed", 1), call.resolved_name(), ())
-    assert isinstance(made, StepFailed)
-    return made
+    record = failure.step_failure(error, "failed", 1)
+    return StepFailed(
+        record["message"],
+        step=call.resolved_name(),
+        type_name=record["type"],
+        traceback_text=record.get("traceback", ""),
+        what=call._what,  # pyright: ignore[reportPrivateUsage]
+    )
 
 
 async def _nothing() -> Any:

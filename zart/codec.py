@@ -27,7 +27,7 @@ import msgspec
 import orjson
 
 from zart.errors import RegistrationError, SerializationError
-from zart.lossless import explain, find_difference, find_refused
+from zart.lossless import explain, find_difference, find_pending, find_refused
 from zart.shape import Shape, named, shape_of
 
 try:
@@ -60,7 +60,8 @@ class Codec(ABC):
         """The value that `data`, made by `encode`, holds.
 
         Raises:
-            SerializationError: it does not fit the annotation (any more).
+            SerializationError: it does not fit the annotation (`misfit`), or `encode` did not make it. What is to be
+                done depends on the place: the caller names it, with `named` or `located`.
         """
 
     @abstractmethod
@@ -124,11 +125,15 @@ class _PlainCodec(Codec):
     def round_trip(self, value: Any) -> tuple[bytes, Any]:
         if type(value) in _SCALARS:
             return encode_plain(value), value
-        if type(value) not in _CARRIED:
-            data = encode_plain(value)
-            if type(value) is not dict or _MARK not in value:
-                return data, orjson.loads(data)
-        data = _marked(value)
+        try:
+            if type(value) not in _CARRIED:
+                data = encode_plain(value)
+                if type(value) is not dict or _MARK not in value:
+                    return data, orjson.loads(data)
+            data = _marked(value)
+        except SerializationError:
+            _refuse_pending(value)
+            raise
         return data, self.decode(data)
 
 
@@ -177,18 +182,32 @@ class _TypedCodec(Codec):
         except Exception as error:  # whatever a validator or __post_init__ of the user raises
             plain = PLAIN.decode(data)
             if type(plain) in _CARRIED:  # kept before there was an annotation, or by a caller who does not know it
-                return self.round_trip(plain)[1]
+                return self._read_as(plain)
             path, reason = explain(error)
             raise SerializationError(
-                f"the stored value does not fit {named(self.annotation)} (any more): {reason}; let the type accept what"
-                " is stored (give added fields a default, keep what was removed)",
-                path=path,
+                f"it does not fit {named(self.annotation)}: {reason}", path=path, misfit=True
+            ) from error
+
+    def _read_as(self, carried: Any) -> Any:
+        try:
+            return self.round_trip(carried)[1]
+        except SerializationError as error:
+            kind = named(type(carried))
+            raise SerializationError(
+                f"it does not fit {named(self.annotation)}: it is a {kind}", misfit=True
             ) from error
 
     def round_trip(self, value: Any) -> tuple[bytes, Any]:
-        if type(value) in self.shape.exact:
-            data = encode_plain(value)
-            return data, (value if type(value) in _SCALARS else orjson.loads(data))
+        try:
+            if type(value) in self.shape.exact:
+                data = encode_plain(value)
+                return data, (value if type(value) in _SCALARS else orjson.loads(data))
+            return self._compared(value)
+        except SerializationError:
+            _refuse_pending(value)
+            raise
+
+    def _compared(self, value: Any) -> tuple[bytes, Any]:
         data = self._lowered(value)
         copy = self._parsed(data)
         if not self.shape.unordered and (again := self._lowered(copy)) != data:
@@ -227,6 +246,14 @@ class _TypedCodec(Codec):
                 f"the value is not what {named(self.annotation)} says: {reason}; correct the value or the annotation",
                 path=path,
             ) from error
+
+
+def _refuse_pending(value: Any) -> None:
+    """Say of a value that was refused that it holds a call nobody awaited, if it does."""
+    found = find_pending(value)
+    if found is not None:
+        path, shown = found
+        raise SerializationError(f"it is {shown}, not its result; did you forget `await`?", path=path) from None
 
 
 def codec_for(annotation: Any, *, where: str) -> Codec:

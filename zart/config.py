@@ -54,11 +54,11 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         _within("max_concurrent_tasks", self.max_concurrent_tasks, 1, 10_000)
-        _within("poll_interval", self.poll_seconds, 0.02, 3600)
-        _within("lease_timeout", self.lease_seconds, 1, 3600)
-        _within("shutdown_timeout", self.shutdown_seconds, 0, 86_400)
-        _within("park_grace", self.grace_seconds, 0, 3600)
-        _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024)
+        _within("poll_interval", self.poll_seconds, 0.02, 3600, " seconds")
+        _within("lease_timeout", self.lease_seconds, 1, 3600, " seconds")
+        _within("shutdown_timeout", self.shutdown_seconds, 0, 86_400, " seconds")
+        _within("park_grace", self.grace_seconds, 0, 3600, " seconds")
+        _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024, " bytes")
         _within("max_crashes", self.max_crashes, 1, 1000)
         queues: Any = self.queues
         if queues is not None and not (isinstance(queues, tuple) and queues):
@@ -81,6 +81,6 @@ class WorkerConfig:
         return seconds_of(self.park_grace, "park_grace")
 
 
-def _within(name: str, value: float, least: float, most: float) -> None:
+def _within(name: str, value: float, least: float, most: float, unit: str = "") -> None:
     if not least <= value <= most:
-        raise InvalidArgument(f"{name} must be from {least:g} to {most:g}, got {value!r}")
+        raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {value:,}")

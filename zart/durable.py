@@ -16,7 +16,7 @@ from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
 from zart.engine.scope import current_scope
 from zart.engine.spec import DurableSpec
 from zart.errors import InvalidArgument, RegistrationError, ZartError
-from zart.names import checked_name
+from zart.names import checked_name, refuse_bare
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -169,6 +169,7 @@ def zart_durable(
         >>> @zart_durable("onboarding", timeout="10m")
         ... async def onboarding(data: OnboardingData) -> Receipt: ...
     """
+    refuse_bare(name, "zart_durable")
     checked_name(name, "a durable function", RegistrationError)
     what = f"durable function {name!r}"
     if on_failure is not None:
@@ -193,6 +194,8 @@ class ChildCall(Call[R_co, Never]):
     """What calling a durable function gives. Outside an execution, awaiting it runs the body once."""
 
     __slots__ = ("_run", "_task_name")
+
+    _what = "durable function"
 
     def __init__(self, task_name: str, run: Callable[[], Awaitable[R_co]]) -> None:
         self._task_name, self._run = task_name, run

@@ -60,18 +60,26 @@ class StepFailed(ZartError):
         detail: text of that exception.
         traceback_text: its traceback, shortened, or "".
         attempts: how many times the step was tried.
+        what: what bears the name: "step", or "durable function" when one was called outside an execution.
     """
 
     def __init__(
-        self, detail: str, *, step: str = "", type_name: str = "", traceback_text: str = "", attempts: int = 1
+        self,
+        detail: str,
+        *,
+        step: str = "",
+        type_name: str = "",
+        traceback_text: str = "",
+        attempts: int = 1,
+        what: str = "step",
     ) -> None:
         self.step, self.type_name, self.detail = step, type_name, detail
-        self.traceback_text, self.attempts = traceback_text, attempts
+        self.traceback_text, self.attempts, self.what = traceback_text, attempts, what
         super().__init__(self._text())
 
     def _text(self) -> str:
-        what = f"{self.type_name}: {self.detail}" if self.type_name else self.detail
-        return f"step {self.step!r} failed: {what}" if self.step else what
+        why = f"{self.type_name}: {self.detail}" if self.type_name else self.detail
+        return f"{self.what} {self.step!r} failed: {why}" if self.step else why
 
 
 class RetryExhausted(StepFailed):
@@ -96,25 +104,42 @@ class StepTimedOut(StepFailed):
 
 
 class SerializationError(StepFailed, ValueError):
-    """A value cannot be stored so that it comes back as it is.
+    """A value cannot be stored so that it comes back as it is, or what is stored does not fit its type.
 
     Attributes:
         path: where in the value, as `$.items[3].price`.
         reason: why, and what to do.
+        where: which value, as "input of execution 'order-7'"; "" when only `step` tells, or nobody has said.
+        misfit: it is stored and does not fit its type; what to do depends on the place: `named` and `located` say it.
     """
 
-    def __init__(self, reason: str, *, path: str = "$", step: str = "", **rest: Any) -> None:
-        self.path, self.reason = path, reason
+    def __init__(
+        self, reason: str, *, path: str = "$", step: str = "", where: str = "", misfit: bool = False, **rest: Any
+    ) -> None:
+        self.path, self.reason, self.where, self.misfit = path, reason, where, misfit
         rest.setdefault("type_name", "")
         super().__init__(f"{path}: {reason}", step=step, **rest)
 
     def _text(self) -> str:
-        where = f"result of step {self.step!r}" if self.step else "value"
+        where = self.where or (f"result of step {self.step!r}" if self.step else "value")
         return f"{where} at {self.path}: {self.reason}"
 
     def named(self, step: str) -> SerializationError:
         """The same error, naming the step whose value was refused."""
-        return SerializationError(self.reason, path=self.path, step=step, attempts=self.attempts)
+        remedy = "let the type accept what is stored (give added fields a default), or give the step another name"
+        return SerializationError(self._advised(remedy), path=self.path, step=step, attempts=self.attempts)
+
+    def located(self, where: str, *, remedy: str = "let its type accept what is stored") -> SerializationError:
+        """The same error, naming the value that was refused.
+
+        Args:
+            where: which value, as "input of execution 'order-7'".
+            remedy: what to do there about a stored value that does not fit its type. Other reasons bring their own.
+        """
+        return SerializationError(self._advised(remedy), path=self.path, where=where, attempts=self.attempts)
+
+    def _advised(self, remedy: str) -> str:
+        return f"{self.reason}; {remedy}" if self.misfit else self.reason
 
 
 class NonRetryable(ZartError):
@@ -181,11 +206,33 @@ class ExecutionAlreadyExists(ZartError):
 
 
 class WaitTimedOut(ZartError):
-    """The execution was still going when the time to wait was up; it goes on."""
+    """The execution was still going when the time to wait was up; it goes on.
 
-    def __init__(self, execution_id: str, seconds: float) -> None:
-        self.execution_id, self.seconds = execution_id, seconds
-        super().__init__(f"execution {execution_id!r} did not end within {seconds:g} s; it goes on, wait again")
+    Attributes:
+        execution_id, task_name: which one; the latter is "" when the database did not tell in time.
+        seconds: how long it was waited for.
+        status: what it was doing then, as "pending"; "" when the database did not tell in time.
+    """
+
+    def __init__(
+        self, execution_id: str, seconds: float, *, task_name: str = "", status: str = "", taken_up: bool = True
+    ) -> None:
+        self.execution_id, self.seconds, self.task_name, self.status = execution_id, seconds, task_name, status
+        super().__init__(f"execution {execution_id!r} {self._text(taken_up)}")
+
+    def _text(self, taken_up: bool) -> str:
+        match self.status:
+            case "":
+                return f"did not end within {self.seconds:g} s; it goes on, wait again"
+            case "pending" if not taken_up:
+                return (
+                    f"is still pending after {self.seconds:g} s: no worker has taken it up;"
+                    f" is one serving {self.task_name!r}?"
+                )
+            case "pending" | "running" | "waiting":
+                return f"is still {self.status} after {self.seconds:g} s; it goes on, wait again"
+            case _:
+                return f"was {self.status} just after the {self.seconds:g} s were up; wait again for its result"
 
 
 class DatabaseError(ZartError):

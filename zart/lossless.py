@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Any, cast
@@ -15,6 +15,10 @@ import msgspec
 
 _SEQUENCES = frozenset((list, tuple))
 _AT_PATH = re.compile(r"(.*) - at `(.*)`")
+_UNKNOWN_TYPE = re.compile(r"Encoding objects of type .* is unsupported|Unable to serialize unknown type: .*")
+# What pydantic puts around the text of a validator, and between what is wrong and how it came to see it.
+_PREFIX = re.compile(r"(?:Value error|Assertion failed), ")
+_HOW = re.compile(r", unable to parse .*")
 _LONGEST_REASON = 300
 _show = reprlib.Repr()
 _show.maxstring = _show.maxother = 80
@@ -56,6 +60,20 @@ def find_refused(value: Any, lower: Callable[[Any], Any], path: str = "$") -> tu
     return path, value
 
 
+def find_pending(value: Any) -> tuple[str, str] | None:
+    """Path of the first part that has yet to be awaited, and the part as messages show it; None when there is none."""
+    seen: set[int] = set()
+    left = [("$", value)]
+    while left:
+        path, part = left.pop()
+        if isinstance(part, Awaitable):
+            return path, _show.repr(part)
+        if id(part) not in seen:
+            seen.add(id(part))
+            left += [(path + step, inner) for step, inner in reversed((_parts_of(part) or {}).items())]
+    return None
+
+
 def explain(error: Exception) -> tuple[str, str]:
     """Path and reason, on one line, of an error that a library or a validator of the user raised."""
     path, text = "$", " ".join(str(error).partition("For further information")[0].split()) or "no reason was given"
@@ -63,12 +81,22 @@ def explain(error: Exception) -> tuple[str, str]:
         text, path = located.groups()
     elif type(error).__module__.startswith("pydantic") and hasattr(error, "errors"):
         first = cast("Any", error).errors()[0]
-        text, path = first["msg"], "$" + "".join(_member(step) for step in first["loc"])
+        text, path = _useful(first["msg"]), "$" + "".join(_member(step) for step in first["loc"] if step != "[key]")
+    elif _UNKNOWN_TYPE.fullmatch(text):
+        text = "it has no form in JSON"
     elif isinstance(error, RecursionError):
         text = "it is nested too deep, or it contains itself"
     elif not isinstance(error, TypeError | ValueError):
         text = f"{type(error).__name__}: {text}"
     return path, text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
+
+def _useful(text: str) -> str:
+    """A message of pydantic as one line, without what it says of itself."""
+    line = " ".join(text.split())
+    if _PREFIX.match(line):
+        return _PREFIX.sub("", line, count=1)
+    return _HOW.sub("", line).replace("Input should", "it should", 1)
 
 
 def _parts_of(value: Any) -> dict[str, Any] | None:

@@ -44,6 +44,17 @@ def checked_name(name: object, what: str, error: type[ZartError] = InvalidArgume
     return name
 
 
+def refuse_bare(name: object, decorator: str) -> None:
+    """Raise when a decorator that takes a name was given the function instead.
+
+    Raises:
+        RegistrationError: says how to write it.
+    """
+    if callable(name):
+        written = getattr(name, "__name__", "name")
+        raise RegistrationError(f'@{decorator} needs a name; write `@{decorator}("{written}")`')
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     """A parameter named in a template: where a call's arguments hold it, and its default."""

@@ -7,8 +7,11 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeAlias, TypeGuard, overload
 
@@ -21,6 +24,8 @@ from zart.steps import Step, ZartStep, describe_class
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 AnyDurable: TypeAlias = DurableExecution[Any, Any]
 AnyStep: TypeAlias = Step[..., Any, Any]
+
+_FOREIGN = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 
 
 class TaskRegistry:
@@ -132,21 +137,37 @@ def load_registry(target: str) -> TaskRegistry:
     """
     path, colon, attribute = target.partition(":")
     if not all(part.isidentifier() for part in path.split(".")) or (colon and not attribute.isidentifier()):
+        hint = "leave out .py, and " if path.endswith(".py") else ""
         raise RegistrationError(
-            f"{target!r} names no module; write it as in an import, like myapp.workflows or myapp.workflows:registry"
+            f"{target!r} names no module; {hint}write it as in an import, like myapp.workflows or"
+            " myapp.workflows:registry"
         )
     module = _import(path)
     if not colon:
         registry = TaskRegistry()
         registry.register_module(module)
         return registry
-    found = getattr(module, attribute, None)
+    if not hasattr(module, attribute):
+        raise RegistrationError(f"module {path} has no {attribute!r}; {_instead(module, path)}")
+    found = getattr(module, attribute)
     if not isinstance(found, TaskRegistry):
-        what = "nothing" if found is None else f"an object of type {type(found).__name__}"
-        raise RegistrationError(f"{target!r} is {what}; a TaskRegistry is needed")
+        raise RegistrationError(f"{target!r} is {_described(found)}; {_instead(module, path)}")
     if not found.durables:
         raise RegistrationError(f"{target!r} has no durable functions; register some")
     return found
+
+
+def _described(found: object) -> str:
+    if _is_durable(found) or _is_durable_class(found):
+        return "a durable function, not a TaskRegistry"
+    return "a step, not a TaskRegistry" if _is_step(found) else f"an object of type {type(found).__name__}"
+
+
+def _instead(module: ModuleType, path: str) -> str:
+    """What to name in place of an attribute that is no TaskRegistry."""
+    registries = [name for name, value in vars(module).items() if isinstance(value, TaskRegistry)]
+    named = f"a TaskRegistry is needed, such as {path}:{registries[0]}" if registries else "a TaskRegistry is needed"
+    return f"{named}, or use --app {path} for all durable functions of the module"
 
 
 def _import(path: str) -> ModuleType:
@@ -158,6 +179,8 @@ def _import(path: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
             raise _import_failure(path, error) from error
+        if path.endswith(".py"):
+            raise RegistrationError(f"{path!r} names no module; leave out .py: {path.removesuffix('.py')}") from error
         raise RegistrationError(
             f"there is no module {error.name!r} in {here} or among the installed packages; run this where {path} can be"
             " imported, or set PYTHONPATH"
@@ -167,7 +190,25 @@ def _import(path: str) -> ModuleType:
 
 
 def _import_failure(path: str, error: Exception) -> RegistrationError:
-    return RegistrationError(f"importing {path} failed: {type(error).__name__}: {' '.join(str(error).split())}")
+    what = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+    place = None if isinstance(error, SyntaxError) else _failed_line(error)  # a SyntaxError's text names its line
+    return RegistrationError(f"importing {path} failed: {what}{'' if place is None else f' ({place})'}")
+
+
+def _failed_line(error: Exception) -> str | None:
+    """File and line of the innermost frame that is the user's code, as `shop/flows.py:7`; None if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_foreign(Path(frame.filename))]
+    if not frames:
+        return None
+    file = Path(frames[-1].filename)
+    here = Path.cwd()
+    return f"{file.relative_to(here) if file.is_relative_to(here) else file}:{frames[-1].lineno}"
+
+
+def _is_foreign(file: Path) -> bool:
+    """Whether a source file is zart's, Python's or an installed package's."""
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return installed or not file.is_absolute() or any(map(file.is_relative_to, _FOREIGN))
 
 
 def _instance_of(durable: object) -> AnyDurable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime
@@ -13,7 +14,14 @@ from zart.codec import PLAIN, codec_for, step_key
 from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
-from zart.errors import DatabaseUnreachable, ExecutionNotFound, InvalidArgument, SerializationError
+from zart.errors import (
+    DatabaseUnreachable,
+    ExecutionNotFound,
+    InvalidArgument,
+    SerializationError,
+    WaitTimedOut,
+    ZartError,
+)
 from zart.model import (
     EventAnswer,
     ExecutionRecord,
@@ -38,6 +46,9 @@ from zart.waiting import Ending, EndingPoller, Found
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
+
+# Longer than a healthy database takes for one row; a wait whose time is up ends at most so much later.
+_LAST_LOOK = 1.0
 
 __all__ = ["DurableScheduler", "ExecutionHandle", "PostgresScheduler", "Scheduler"]
 
@@ -277,19 +288,19 @@ class PostgresScheduler(DurableScheduler):
     # -- waiting
 
     async def wait(self, execution_id: str, *, timeout: Duration | None = None) -> ExecutionRecord:
-        await self._endings.wait(checked_id(execution_id), _seconds(timeout))
+        await self._ending(execution_id, timeout)
         return await self.status(execution_id)
 
     async def wait_completion(self, execution_id: str, type: TypeForm[T], *, timeout: Duration | None = None) -> T:
         codec = codec_for(type, where=f"result of execution {execution_id!r}")
-        result: T = (await self._endings.wait(checked_id(execution_id), _seconds(timeout))).output_by(codec)
+        result: T = (await self._ending(execution_id, timeout)).output_by(codec)
         return result
 
     async def wait_for(
         self, durable: DurableExecution[Any, R], execution_id: str, *, timeout: Duration | None = None
     ) -> R:
-        codec = spec_of(durable).output_codec
-        result: R = (await self._endings.wait(checked_id(execution_id), _seconds(timeout))).output_by(codec)
+        spec = spec_of(durable)
+        result: R = (await self._ending(execution_id, timeout)).output_of(spec.task_name, spec.output_codec)
         return result
 
     @overload
@@ -351,7 +362,7 @@ class PostgresScheduler(DurableScheduler):
         try:
             text = PLAIN.encode(payload).decode()
         except SerializationError as error:
-            raise SerializationError(f"{error.reason} (payload of {where})", path=error.path) from error
+            raise error.located(f"payload of {where}") from error.__cause__
         async with self._tables.joined(conn, f"offering {where}") as connection:
             for bucket in buckets:
                 offered = await journal.offer_event(connection, self.schema, bucket, execution_id, key, name, text)
@@ -367,10 +378,28 @@ class PostgresScheduler(DurableScheduler):
         started = await self._starter.start(terms, execution_id, data, conn)
 
         async def result(timeout: Duration | None) -> Any:
-            ending = await self._endings.wait(execution_id, _seconds(timeout), exists=conn is None)
-            return ending.output_by(terms.output_codec)
+            ending = await self._ending(execution_id, timeout, exists=conn is None)
+            return ending.output_of(terms.task_name, terms.output_codec)
 
         return ExecutionHandle(execution_id, started.created, result)
+
+    async def _ending(self, execution_id: str, timeout: Duration | None, *, exists: bool = False) -> Ending:
+        """How an execution ends. One that does not in time is looked at once more, to say what it is doing."""
+        try:
+            return await self._endings.wait(checked_id(execution_id), _seconds(timeout), exists=exists)
+        except WaitTimedOut as late:
+            try:
+                async with asyncio.timeout(_LAST_LOOK):
+                    record = await self.status(execution_id)
+            except (ZartError, TimeoutError):
+                raise late from None
+            raise WaitTimedOut(
+                execution_id,
+                late.seconds,
+                task_name=record.task_name,
+                status=record.status,
+                taken_up=record.started_at is not None,
+            ) from None
 
     async def _look(self, ids: Sequence[str], unsure: Sequence[str]) -> Found:
         groups = await self._tables.by_bucket(ids)

@@ -15,7 +15,7 @@ from zart.postgres.connection import Connection
 from zart.store import executions, queue, workers
 from zart.store.executions import Started
 from zart.tables import Tables
-from zart.terms import StartTerms, checked_own_id
+from zart.terms import StartTerms, checked_own_id, checked_pairs
 
 # One statement of many rows: enough to make the round trip cheap, few enough to keep memory and locks short.
 CHUNK_ROWS = 1_000
@@ -91,7 +91,7 @@ class Starter:
         self, terms: StartTerms, items: Iterable[tuple[str, Any]], conn: Connection | None
     ) -> StartedMany:
         """Start many executions in one transaction; raises as `start`, and then none is started."""
-        inputs = [(checked_own_id(execution_id), terms.encode(execution_id, data)) for execution_id, data in items]
+        inputs = [(execution_id, terms.encode(execution_id, data)) for execution_id, data in checked_pairs(items)]
         rows = list(chunks(inputs, await self._tables.buckets()))
         touched = sorted({chunk.bucket for chunk in rows})
         lane = await self._lane(terms)

@@ -18,7 +18,7 @@ from zart.engine.scope import current_scope
 from zart.engine.spec import StepSpec, TimeoutScope
 from zart.engine.threads import in_thread
 from zart.errors import InvalidArgument, NonRetryable, RegistrationError, ZartError
-from zart.names import NameTemplate, checked_name
+from zart.names import NameTemplate, checked_name, refuse_bare
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -318,6 +318,7 @@ def zart_step(
         >>> @zart_step("send-email", retry="exponential(3, 2s)", timeout="30s")
         ... async def send_email(address: str) -> None: ...
     """
+    refuse_bare(name, "zart_step")
 
     def decorate(function: Callable[..., Any]) -> Step[..., Any, Any]:
         return Step(function, name, retry, timeout, timeout_scope, raises, queue)

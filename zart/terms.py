@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from zart.codec import PLAIN, Codec
 from zart.config import MAX_EXECUTION_ID_BYTES
@@ -46,11 +48,12 @@ class StartTerms:
         try:
             text = self.input_codec.encode(data)
         except SerializationError as error:
-            raise SerializationError(f"{error.reason} ({where})", path=error.path) from error
+            raise error.located(where) from error.__cause__
         if len(text) > MAX_INPUT_BYTES:
             raise SerializationError(
                 f"{len(text):,} bytes are more than the {MAX_INPUT_BYTES:,} that are allowed;"
-                f" keep it elsewhere and pass where it is ({where})"
+                " keep it elsewhere and pass where it is",
+                where=where,
             )
         return text.decode()
 
@@ -132,8 +135,33 @@ def checked_own_id(execution_id: object) -> str:
     """
     checked = checked_id(execution_id)
     if checked.startswith(CHILD_PREFIX):
-        raise InvalidArgument(f"execution_id {checked!r} begins with {CHILD_PREFIX!r}, which zart keeps for children")
+        raise InvalidArgument(
+            f"execution_id {checked!r} begins with {CHILD_PREFIX!r}, which zart keeps for children; use another id"
+        )
     return checked
+
+
+def checked_pairs(items: object) -> Iterator[tuple[str, Any]]:
+    """The items of `start_many`, each an id and its data, one by one.
+
+    Raises:
+        InvalidArgument: they cannot be gone through, or one is no pair or has an id that cannot be used.
+    """
+    try:
+        iterator = iter(cast("Iterable[object]", items))
+    except TypeError:
+        raise InvalidArgument(f"items must be pairs (execution_id, data), got {reprlib.repr(items)}") from None
+    for index, item in enumerate(iterator):
+        pair = _parts(item)
+        if len(pair) != 2:
+            raise InvalidArgument(
+                f"each of the items must be a pair (execution_id, data), number {index} is {reprlib.repr(item)}"
+            )
+        yield checked_own_id(pair[0]), pair[1]
+
+
+def _parts(item: object) -> Sequence[Any]:
+    return cast("Sequence[Any]", item) if isinstance(item, tuple | list) else ()
 
 
 def _seconds(delay: Duration | None) -> float:

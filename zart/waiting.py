@@ -19,6 +19,8 @@ from zart.errors import (
     ExecutionCancelled,
     ExecutionFailed,
     ExecutionNotFound,
+    InvalidArgument,
+    SerializationError,
     WaitTimedOut,
 )
 from zart.log import logger
@@ -47,6 +49,19 @@ class Ending:
     output: str | None
     error: str | None
 
+    def output_of(self, task_name: str, codec: Codec) -> Any:
+        """The result of a durable function, as `output_by`.
+
+        Raises:
+            InvalidArgument: the execution is of another one.
+        """
+        if self.task_name != task_name:
+            raise InvalidArgument(
+                f"execution {self.execution_id!r} is of {self.task_name!r}, not of {task_name!r};"
+                " wait with the durable function that it was started for"
+            )
+        return self.output_by(codec)
+
     def output_by(self, codec: Codec) -> Any:
         """The result, decoded.
 
@@ -56,7 +71,12 @@ class Ending:
         """
         match self.status:
             case StoredStatus.COMPLETED:
-                return codec.decode(self.output if self.output is not None else "null")
+                try:
+                    return codec.decode(self.output if self.output is not None else "null")
+                except SerializationError as error:
+                    where = f"result of execution {self.execution_id!r}"
+                    remedy = "wait with the type it was stored with"
+                    raise error.located(where, remedy=remedy) from error.__cause__
             case StoredStatus.CANCELLED:
                 raise ExecutionCancelled(self.execution_id, self.task_name)
             case StoredStatus.QUARANTINED if self.error is None:
@@ -128,7 +148,7 @@ class EndingPoller:
             DatabaseError: the database refuses to answer, or the poller is closed.
         """
         if self._closed:
-            raise _closed(execution_id)
+            raise DatabaseError(f"the scheduler is closed; waiting for execution {execution_id!r} needs an open one")
         waiter = self._add(execution_id, exists)
         try:
             async with asyncio.timeout(seconds):

@@ -180,6 +180,20 @@ async def test_workers_that_cannot_start_end_the_runner_with_their_reason(orders
     assert "Traceback" not in errors
 
 
+async def _is_gone(pid: int) -> None:
+    await eventually(lambda: not is_alive(pid))
+
+
+async def test_workers_that_were_at_work_before_they_failed_are_made_again(orders: Path) -> None:
+    with _fleet(orders, procs=1) as fleet:
+        for _ in range(4):  # more often than workers may fail to start
+            [worker] = await _workers(orders, 1)
+            (orders / f"broken-{worker}").write_text("the database cannot run zart's statements")
+            await _is_gone(worker)
+        await _workers(orders, 1)
+        assert fleet.stop()[:2] == (0, {"TAKEN_OVER": 0, "DEATHS": 4, "FORKS": 5})
+
+
 async def test_a_worker_whose_loop_stands_still_is_killed_and_what_ran_is_blamed(orders: Path) -> None:
     with _fleet(orders, stuck=1.0) as fleet:
         stuck, other = await _workers(orders)

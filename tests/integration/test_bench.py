@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench import native
 from bench.scenarios import SCENARIOS
 
 EXECUTIONS = 300
@@ -85,3 +86,9 @@ def test_an_unknown_scenario_is_refused_with_the_names_there_are() -> None:
     assert done.returncode == 2
     assert "five-step" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_native_calls_of_an_execution_are_timed() -> None:
+    parts = native.parts()
+    assert len(parts) == 4
+    assert all(0 < part.microseconds < 1000 for part in parts)

@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from tests.support.database import Database
-from zart import embedded
-from zart.cli.command import code_of
-from zart.cli.database import with_default_directory
-from zart.cli.main import app
+from zart import __version__, embedded
+from zart.cli.main import answer
+from zart.cli.output import counted
 
 APP = """
 import zart
@@ -36,6 +35,22 @@ async def increment(n: int) -> int:
 @zart_durable("refuse")
 async def refuse() -> None:
     raise ValueError("no, never")
+
+@zart_step("load", retry="fixed(1, 1ms)")
+async def load() -> str:
+    raise ConnectionError("warehouse not reachable")
+
+@zart_step("measure")
+async def measure() -> str:
+    return "x" * 5000
+
+@zart_durable("ship")
+async def ship() -> None:
+    await load()
+
+@zart_durable("inflate")
+async def inflate() -> None:
+    await measure()
 
 registry = zart.TaskRegistry()
 registry.register(increment)
@@ -87,8 +102,7 @@ def zart(capsys: pytest.CaptureFixture[str]) -> Zart:
     """Runs `zart` with these arguments."""
 
     def run(*arguments: str) -> Done:
-        code = code_of(app, "zart", with_default_directory(arguments))
-        return Done(code, *capsys.readouterr())
+        return Done(answer(arguments), *capsys.readouterr())
 
     return run
 
@@ -114,6 +128,15 @@ def runner(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[s
         command, cwd=cwd, env={**os.environ, "PYTHONPATH": path, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def command(*arguments: str, stdout: IO[str], **environment: str) -> Done:
+    """`zart` in a process of its own, with this stdout."""
+    code = [sys.executable, "-c", "from zart.cli.main import main; main()", *arguments]
+    done = subprocess.run(
+        code, env={**os.environ, **environment}, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+    )
+    return Done(done.returncode, "", done.stderr)
 
 
 def ended(process: subprocess.Popen[str]) -> Done:
@@ -299,7 +322,7 @@ def test_wait_fails_when_the_time_is_up(zart_here: Zart) -> None:
     zart_here("start", "increment", "--id", "one")
     done = zart_here("wait", "one", "--timeout", "50ms")
     assert (done.code, done.out) == (1, "")
-    assert "did not end" in done.err
+    assert "after 0.05 s" in done.err
 
 
 def test_wait_fails_for_an_execution_without_a_result_and_shows_it(zart_here: Zart) -> None:
@@ -330,8 +353,63 @@ def test_wrong_usage_is_one_line_that_points_to_the_help(zart: Zart, arguments: 
 
 def test_the_version_is_one_line(zart: Zart) -> None:
     done = zart("--version")
-    assert (done.code, len(done.out.splitlines())) == (0, 1)
-    assert done.out.startswith("zart ")
+    assert (done.code, done.out) == (0, f"zart {__version__}\n")
+
+
+def test_without_arguments_it_shows_the_help_and_nothing_else(zart: Zart) -> None:
+    done = zart()
+    assert (done.code, done.out, done.err) == (2, zart("--help").out, "")
+
+
+def test_the_help_names_no_verb_that_has_no_use_yet(zart: Zart) -> None:
+    assert "event" not in zart("--help").out
+    assert zart("event", "--help").code == 0
+
+
+@pytest.mark.parametrize("command", ON_DATABASE[2:], ids=" ".join)
+def test_a_command_that_reads_makes_no_embedded_database(zart: Zart, command: list[str], tmp_path: Path) -> None:
+    assert zart(*command, "--embedded", str(tmp_path / "tpyo")).is_refused("tpyo has no PostgreSQL data")
+    assert not (tmp_path / "tpyo").exists()
+
+
+@pytest.mark.parametrize("command", ON_DATABASE, ids=" ".join)
+def test_an_embedded_database_without_a_name_is_refused(zart: Zart, command: list[str]) -> None:
+    assert zart(*command, "--embedded", "").is_refused("--embedded names no directory")
+
+
+def test_a_duration_may_be_seconds_without_a_unit(zart_here: Zart) -> None:
+    zart_here("start", "increment", "--id", "one", "--delay", "3600")
+    assert zart_here("status", "one", "--json").json["status"] == "pending"
+    assert zart_here("wait", "one", "--timeout", "0.05").code == 1
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "5 years", "", "1e3", "200000d"])
+def test_a_text_that_is_no_duration_is_answered_with_the_forms(zart_here: Zart, value: str) -> None:
+    done = zart_here("wait", "one", f"--timeout={value}")
+    assert done.is_refused("--timeout must be a duration", "500ms", "number of seconds", repr(value))
+    assert "timedelta" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--sql"], ["list"], ["wait", "one", "--json"]])
+def test_an_output_that_cannot_be_written_is_one_line(
+    zart_here: Zart, database: Database, arguments: list[str]
+) -> None:
+    zart_here("start", "increment", "--id", "one")
+    zart_here("cancel", "one")
+    with Path("/dev/full").open("w") as full:
+        done = command(*arguments, stdout=full, DATABASE_URL=database.dsn)
+    *before, last = done.err.splitlines()
+    assert (done.code, last) == (1, "zart: the output cannot be written: No space left on device")
+    assert before == (["zart: one was cancelled"] if arguments[0] == "wait" else [])
+
+
+def test_closed_streams_are_as_good_as_dev_null() -> None:
+    script = f"{sys.executable} -c 'from zart.cli.main import main; main()' migrate --sql <&- >&- 2>&-"
+    assert subprocess.run(["/bin/sh", "-c", script], check=False).returncode == 0
+
+
+def test_counts_are_in_the_right_number() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["start", "--help"], ["demo", "-h"]])
@@ -348,6 +426,7 @@ def test_a_reader_that_leaves_is_no_traceback(database: Database) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 # zart-runner
@@ -358,10 +437,15 @@ def test_a_reader_that_leaves_is_no_traceback(database: Database) -> None:
     [
         (["--app", "app"], ["--database-url", "--embedded", "DATABASE_URL"]),
         ([], ["--app"]),
-        (["--app", "app", "--procs", "0"], ["procs must be from 1"]),
+        (["--app", "app", "--procs", "0"], ["--procs must be from 1"]),
         (["--app", "app", "--procs", "many"], ["--procs"]),
-        (["--app", "app", "--lease-timeout", "long"], ["lease_timeout"]),
-        (["--app", "app", "--concurrency", "0"], ["max_concurrent_tasks"]),
+        (["--app", "app", "--lease-timeout", "long"], ["--lease-timeout", "500ms", "number of seconds"]),
+        (["--app", "app", "--lease-timeout", "0.5"], ["--lease-timeout must be from 1 to 3,600 seconds, got 0.5"]),
+        (["--app", "app", "--poll-interval", "2h"], ["--poll-interval", "seconds, got 7,200"]),
+        (["--app", "app", "--shutdown-timeout", "2d"], ["--shutdown-timeout", "seconds, got 172,800"]),
+        (["--app", "app", "--concurrency", "0"], ["--concurrency must be from 1 to 10,000, got 0"]),
+        (["--app", "app", "--max-result-bytes", "5"], ["--max-result-bytes must be from 1,024 to 67,108,864 bytes"]),
+        (["--app", "app", "--embedded", ""], ["--embedded names no directory"]),
         (["--app", "app", "--queues", "a,,b"], ["--queues"]),
         (["--app", "app", "--log-format", "xml"], ["--log-format"]),
         (["--app", "app", "--database-url", "postgresql://me:sesame@localhost:1/shop"], ["localhost:1"]),
@@ -371,7 +455,9 @@ def test_a_reader_that_leaves_is_no_traceback(database: Database) -> None:
 def test_the_runner_refuses_in_one_line(application: Path, arguments: list[str], words: list[str]) -> None:
     done = ended(runner(*arguments, cwd=application))
     assert done.is_refused(*words), done
+    assert done.err.startswith("zart-runner: ")
     assert "sesame" not in done.err
+    assert "timedelta" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -382,6 +468,9 @@ def test_the_runner_refuses_in_one_line(application: Path, arguments: list[str],
         ("mine", "x = 1", ["mine has no durable functions", "@zart_durable"]),
         ("app:nothing", "", ["a TaskRegistry is needed"]),
         ("app:empty", "", ["no durable functions"]),
+        ("app:increment", "", ["is a durable function", "use --app app"]),
+        ("mine", "raise RuntimeError('config missing')", ["RuntimeError: config missing (mine.py:2)"]),
+        ("app.py", "", ["leave out .py: app"]),
         ("mine", "def broken(:", ["SyntaxError"]),
         ("mine", "import missing_library", ["missing_library"]),
         ("mine", "@d('a')\nasync def f(): ...\n@d('a')\nasync def g(): ...", ["'a'", "mine.f", "mine.g"]),
@@ -396,6 +485,7 @@ def test_the_runner_says_what_is_wrong_with_the_application(
     (application / "mine.py").write_text(f"from zart import zart_durable as d, zart_step as s\n{source}\n")
     done = ended(runner("--app", target, "--database-url", database.dsn, cwd=application))
     assert done.is_refused(*words), done
+    assert done.err.startswith("zart-runner: ")
 
 
 def test_the_runner_refuses_a_database_without_the_schema(application: Path, empty_database: Database) -> None:
@@ -447,3 +537,25 @@ def test_the_runner_brings_its_own_postgresql_which_the_commands_join(applicatio
         done = ended(serving)
         subprocess.run(["rm", "-rf", directory], check=True)
     assert done.code == 0, done
+
+
+def test_history_shows_errors_as_text(application: Path, zart_here: Zart, database: Database) -> None:
+    zart_here("start", "ship", "--id", "one")
+    serving = runner("--app", "app", "--procs", "1", "--database-url", database.dsn, cwd=application)
+    zart_here("wait", "one", "--timeout", "30s")
+    shown = zart_here("history", "one").out
+    serving.send_signal(signal.SIGTERM)
+    assert ended(serving).code == 0
+    assert shown.count("ConnectionError: warehouse not reachable") == 2
+    assert "{" not in shown
+
+
+def test_max_result_bytes_bounds_what_the_runner_stores(application: Path, zart_here: Zart, database: Database) -> None:
+    zart_here("start", "inflate", "--id", "one")
+    arguments = ["--app", "app", "--procs", "1", "--max-result-bytes", "1024", "--lease-timeout", "5"]
+    serving = runner(*arguments, "--database-url", database.dsn, cwd=application)
+    done = zart_here("wait", "one", "--timeout", "30")
+    serving.send_signal(signal.SIGTERM)
+    assert ended(serving).code == 0
+    assert done.code == 1
+    assert "max_result_bytes" in done.err

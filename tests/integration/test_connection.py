@@ -109,10 +109,15 @@ async def test_a_url_that_cannot_be_read_shows_the_right_shape_and_no_part_of_it
 
 
 @pytest.mark.parametrize(
-    "option", ["sslmode=maybe", "target_session_attrs=best", "sslrootcert=/none&sslmode=verify-full"]
+    ("options", "told"),
+    [
+        ("sslmode=bogus", "option sslmode cannot be used; it must be one of disable, allow, prefer, require"),
+        ("target_session_attrs=best", "option target_session_attrs cannot be used"),
+        ("sslrootcert=/none&sslmode=verify-full", "the file that option sslrootcert names is not there"),
+    ],
 )
-async def test_an_option_that_cannot_be_used_is_refused(option: str) -> None:
-    await refusal(f"postgresql://u:{SECRET}@127.0.0.1:1/db?{option}")
+async def test_an_option_that_cannot_be_used_is_named(options: str, told: str) -> None:
+    assert told in await refusal(f"postgresql://u:{SECRET}@127.0.0.1:1/db?{options}")
 
 
 async def test_an_unknown_host_is_called_unknown() -> None:

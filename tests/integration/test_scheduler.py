@@ -19,6 +19,7 @@ from tests.support.eventually import eventually
 from zart.codec import bucket_of, step_key
 from zart.durable import zart_durable
 from zart.errors import (
+    DatabaseError,
     DatabaseUnreachable,
     ExecutionAlreadyExists,
     ExecutionNotFound,
@@ -26,7 +27,6 @@ from zart.errors import (
     SchemaMismatch,
     SchemaMissing,
     SerializationError,
-    ZartError,
 )
 from zart.model import EventAnswer, ExecutionStatus, KeySpace, StoredStatus, Verb
 from zart.scheduler import PostgresScheduler
@@ -279,6 +279,21 @@ async def test_an_id_given_twice_is_started_once_with_its_first_data(scheduler: 
     assert (await scheduler.status("a")).input == 1
 
 
+@pytest.mark.parametrize("items", [[("m1",)], [("m", 1, 2)], ["ab"], "ab", {"ab": 1}, [None], [("a", 1), 7]], ids=repr)
+async def test_items_that_are_no_pairs_are_refused_and_none_is_started(
+    scheduler: PostgresScheduler, connection: asyncpg.Connection, items: Any
+) -> None:
+    with pytest.raises(InvalidArgument, match=r"items must be a pair \(execution_id, data\), number \d is"):
+        await scheduler.start_many("task", items)
+    assert await nothing_is_stored(connection)
+
+
+@pytest.mark.parametrize("items", [None, 7])
+async def test_items_that_cannot_be_gone_through_are_refused(scheduler: PostgresScheduler, items: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"items must be pairs \(execution_id, data\), got"):
+        await scheduler.start_many("task", items)
+
+
 async def test_starting_none_is_no_error(scheduler: PostgresScheduler) -> None:
     assert (await scheduler.start_many("task", [])).created == 0
 
@@ -469,7 +484,7 @@ async def test_an_event_is_kept_under_the_key_of_its_name(
 
 async def test_a_payload_that_would_not_come_back_is_refused_with_the_event_named(scheduler: PostgresScheduler) -> None:
     await scheduler.start("a", "task", 1)
-    with pytest.raises(SerializationError, match="event 'go' of execution 'a'"):
+    with pytest.raises(SerializationError, match=r"^payload of event 'go' of execution 'a' at \$: "):
         await scheduler.offer_event("a", "go", float("nan"))
 
 
@@ -514,8 +529,10 @@ async def test_a_scheduler_can_be_awaited_and_closed(database: Database) -> None
     scheduler = await PostgresScheduler.connect(database.dsn)
     await scheduler.start("a", "task", 1)
     await scheduler.close()
-    with pytest.raises(ZartError):
+    with pytest.raises(DatabaseError, match=r"^the scheduler is closed; reading execution 'a' needs an open one$"):
         await scheduler.status("a")
+    with pytest.raises(DatabaseError, match=r"^the scheduler is closed; waiting for execution 'a' needs an open one$"):
+        await scheduler.wait("a")
 
 
 async def test_the_url_comes_from_the_environment_when_none_is_given(

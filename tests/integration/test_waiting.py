@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,20 @@ import pytest
 import pytest_asyncio
 
 from tests.support.database import Database
-from tests.support.endings import end_all
+from tests.support.endings import Move, end_all, ready_worker
 from tests.support.eventually import eventually
+from zart.codec import bucket_of
 from zart.durable import zart_durable
 from zart.errors import (
     DatabaseError,
+    ExecutionAlreadyExists,
     ExecutionCancelled,
     ExecutionFailed,
     InvalidArgument,
     SerializationError,
     WaitTimedOut,
 )
-from zart.model import ExecutionStatus, StoredStatus
+from zart.model import ExecutionStatus, StoredStatus, Verb
 from zart.scheduler import PostgresScheduler
 
 
@@ -94,7 +97,8 @@ async def test_a_result_of_another_type_is_an_error_that_says_so(
 ) -> None:
     await scheduler.start("a", "task", 1)
     await end_all(database, output=b'"seven"')
-    with pytest.raises(SerializationError):
+    told = "result of execution 'a' at $: it does not fit int: Expected `int`, got `str`; wait with the type it was"
+    with pytest.raises(SerializationError, match=re.escape(told)):
         await scheduler.wait_completion("a", int, timeout="20s")
 
 
@@ -122,10 +126,40 @@ async def test_a_cancel_ends_the_wait(scheduler: PostgresScheduler) -> None:
         await wait
 
 
-async def test_a_wait_whose_time_is_up_says_that_the_execution_goes_on(scheduler: PostgresScheduler) -> None:
+async def test_a_wait_for_what_no_worker_takes_up_asks_whether_one_serves_it(scheduler: PostgresScheduler) -> None:
+    handle = await scheduler.start("a", "task", 1)
+    told = r"'a' is still pending after 0\.05 s: no worker has taken it up; is one serving 'task'\?"
+    for wait in (
+        scheduler.wait("a", timeout="50ms"),
+        scheduler.wait_completion("a", int, timeout="50ms"),
+        scheduler.wait_for(buy, "a", timeout="50ms"),
+        handle.result(timeout="50ms"),
+    ):
+        with pytest.raises(WaitTimedOut, match=told) as caught:
+            await wait
+        assert (caught.value.task_name, caught.value.status) == ("task", "pending")
+
+
+async def test_a_wait_for_what_runs_says_that_it_goes_on(scheduler: PostgresScheduler, database: Database) -> None:
     await scheduler.start("a", "task", 1)
-    with pytest.raises(WaitTimedOut, match=r"'a' did not end within 0\.05 s"):
+    worker = await ready_worker(database, bucket_of("a", database.buckets))
+    (claim,) = await worker.claim()
+    with pytest.raises(WaitTimedOut, match=r"'a' is still running after 0\.05 s; it goes on, wait again"):
         await scheduler.wait("a", timeout="50ms")
+    await worker.tick(moves=[Move(claim.id, claim.epoch, Verb.PUT_OFF, due=0.0)])
+    with pytest.raises(WaitTimedOut, match=r"'a' is still pending after 0\.05 s; it goes on, wait again"):
+        await scheduler.wait("a", timeout="50ms")
+
+
+async def test_an_execution_of_another_durable_function_is_not_waited_for_by_this_one(
+    scheduler: PostgresScheduler, database: Database
+) -> None:
+    await scheduler.start("a", "task", 1)
+    await end_all(database, output=b'"seven"')
+    with pytest.raises(InvalidArgument, match=r"execution 'a' is of 'task', not of 'buy'"):
+        await scheduler.wait_for(buy, "a", timeout="20s")
+    with pytest.raises(ExecutionAlreadyExists, match=r"'a' already exists as 'task'.*'buy'"):
+        await scheduler.start_and_wait_for(buy, "a", "tea", timeout="20s")
 
 
 @pytest.mark.parametrize("timeout", ["soon", -1, float("inf")])
@@ -193,7 +227,7 @@ async def test_a_wait_without_a_database_ends_at_its_time(
     await scheduler.start("a", "task", 1)
     await allow_connections(server_dsn, database, False)
     await cut_connections(connection)
-    with pytest.raises(WaitTimedOut):
+    with pytest.raises(WaitTimedOut, match=r"'a' did not end within 0\.2 s; it goes on"):
         await scheduler.wait("a", timeout="200ms")
 
 

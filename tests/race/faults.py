@@ -68,6 +68,18 @@ FAULTS: tuple[Fault, ...] = (
         races.child_ends_while_its_parent_is_locked,
     ),
     Fault(
+        "signals of locked parents are taken up",
+        "zart_deliver_signals_1",
+        (
+            (
+                "      and (exists (select from mine m where m.id = z.id and m.run = z.run)\n"
+                "           or exists (select from parents p where p.id = z.id and p.run = z.run and not p.there))\n",
+                "",
+            ),
+        ),
+        races.signals_of_a_locked_parent_before_those_of_another,
+    ),
+    Fault(
         "children of one parent are not counted together",
         "zart_tick_1",
         (("count(*)::int as n from kept k group by k.id, k.run)", "1 as n from kept k)"),),

@@ -119,6 +119,27 @@ async def child_ends_while_its_parent_is_locked(scene: Scene) -> None:
     scene.must(await scene.run_at_of(parent) == "due", "the parent of a finished child sleeps for ever")
 
 
+async def signals_of_a_locked_parent_before_those_of_another(scene: Scene) -> None:
+    """However many signals wait for a parent that is locked, those of another parent are delivered."""
+    await scene.start("a", "b")
+    worker = await scene.worker()
+    locked, free = await worker.claim(2)
+    await worker.tick(moves=[Move(claim.id, claim.epoch, Verb.PARK, done_at=1) for claim in (locked, free)])
+    user = await scene.connect()
+    async with user.transaction():
+        lock = in_schema("select from :schema.zart_queue where id = $1 for update", scene.schema)
+        await user.execute(lock, locked.id)
+        signals = in_schema(
+            "insert into :schema.zart_signals(bucket, id, run, n) select $1, $2, 1, 1 from generate_series(1, $3)",
+            scene.schema,
+        )
+        for claim, count in ((locked, 1000), (free, 1)):
+            await scene.observer.execute(signals, scene.bucket, claim.id, count)
+        for _ in range(3):
+            await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
+        scene.must(await scene.run_at_of(free.id) == "due", "a locked parent's signals keep those of others waiting")
+
+
 async def children_end_in_one_tick(scene: Scene) -> None:
     """Children of one parent that end in one tick are all counted."""
     worker, parent, children = await _parked_parent(scene, 2)
@@ -199,6 +220,7 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
     event_between_look_and_park,
     children_added_while_cancelled,
     child_ends_while_its_parent_is_locked,
+    signals_of_a_locked_parent_before_those_of_another,
     children_end_in_one_tick,
     parent_parks_in_the_tick_that_ends_its_child,
     timeout_of_an_event_offered_in_an_open_transaction,

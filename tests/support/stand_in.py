@@ -2,6 +2,7 @@
 
     fail        the probe fails with the text of the file
     unable      workers cannot start, with the text of the file
+    broken-<pid>  that worker, at work, finds that it cannot go on, with the text of the file
     stubborn    workers ignore SIGTERM
     slow-death  control does not acknowledge
 A worker makes the file `worker-<pid>` when it is ready and control `control-<pid>`; deaths go to the file `deaths`.
@@ -52,6 +53,9 @@ def worker(_: RunnerOptions, board: Board, index: int, __: int) -> int:
         place.loop_count += 1
         while _told(f"still-{os.getpid()}") is not None:
             time.sleep(0.01)
+        if (reason := _told(f"broken-{os.getpid()}")) is not None:
+            board.say(reason, index)
+            return child.EXIT_CANNOT_START
         time.sleep(0.01)
 
 

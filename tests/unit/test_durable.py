@@ -13,7 +13,7 @@ from zart.codec import PLAIN
 from zart.durable import Durable, DurableExecution, DurableWithoutData, zart_durable
 from zart.duration import RetryConfig
 from zart.engine.scope import current_scope
-from zart.errors import InvalidArgument, RegistrationError, StepFailed, ZartError
+from zart.errors import InvalidArgument, RegistrationError, SerializationError, StepFailed, ZartError
 from zart.steps import zart_step
 
 
@@ -77,9 +77,29 @@ async def test_an_error_of_the_body_comes_as_step_failed_with_its_cause() -> Non
     async def broken(data: int) -> None:
         raise ValueError("no")
 
-    with pytest.raises(StepFailed, match="'broken' failed: ValueError: no") as caught:
+    with pytest.raises(StepFailed, match=r"^durable function 'broken' failed: ValueError: no$") as caught:
         await broken(1)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_an_error_of_a_step_of_the_body_names_the_step() -> None:
+    @zart_step("fragile")
+    async def fragile() -> None:
+        raise ValueError("no")
+
+    @zart_durable("outer")
+    async def outer() -> None:
+        await fragile()
+
+    with pytest.raises(StepFailed, match=r"^step 'fragile' failed: ValueError: no$"):
+        await outer()
+
+
+def test_a_call_that_a_body_returns_without_awaiting_it_is_asked_about() -> None:
+    for call in (charge(1), nightly()):
+        with pytest.raises(SerializationError, match=r"it is <\w+Call '\w+'>, not its result; did you forget `await`"):
+            order.spec.output_codec.encode(call)
+        call.close()
 
 
 async def test_the_body_itself_stays_callable() -> None:
@@ -190,10 +210,16 @@ def test_a_body_must_be_an_async_function(function: Any) -> None:
         decorated(function)
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600, None, order.function])
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600, None])
 def test_an_unusable_name_is_refused(name: Any) -> None:
     with pytest.raises(RegistrationError, match="name of a durable function"):
         decorated(order.function, name)
+
+
+def test_a_decorator_without_a_name_says_how_to_write_it() -> None:
+    function: Any = order.function
+    with pytest.raises(RegistrationError, match=r'needs a name; write `@zart_durable\("order"\)`'):
+        zart_durable(function)
 
 
 def test_retry_and_max_retries_exclude_each_other() -> None:

@@ -412,10 +412,16 @@ def decorated(name: Any = "x", function: Any = double.function, **options: Any) 
     return made
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600, 3, None, double.function])
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600, 3, None])
 def test_an_unusable_name_is_refused_at_decoration(name: Any) -> None:
     with pytest.raises(RegistrationError, match="name of a step"):
         decorated(name)
+
+
+@pytest.mark.parametrize("function", [double.function, StepCall])
+def test_a_decorator_without_a_name_says_how_to_write_it(function: Any) -> None:
+    with pytest.raises(RegistrationError, match=rf'needs a name; write `@zart_step\("{function.__name__}"\)`'):
+        zart_step(function)
 
 
 def test_a_template_with_an_unknown_parameter_is_refused_at_decoration() -> None:

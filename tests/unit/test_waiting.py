@@ -105,6 +105,17 @@ async def test_a_wait_ends_when_its_time_is_up() -> None:
         await EndingPoller(Executions("a").look).wait("a", 0.02)
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("waiting", "execution 'a' is still waiting after 2 s; it goes on, wait again"),
+        ("completed", "execution 'a' was completed just after the 2 s were up; wait again for its result"),
+    ],
+)
+def test_what_an_execution_does_when_the_time_is_up_is_told(status: str, told: str) -> None:
+    assert str(WaitTimedOut("a", 2.0, task_name="task", status=status)) == told
+
+
 async def test_polling_stops_when_nobody_waits() -> None:
     executions = Executions("a", "b")
     poller = EndingPoller(executions.look)

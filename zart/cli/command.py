@@ -6,15 +6,19 @@ mistake is one line on stderr; a traceback is a defect of zart.
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
+import errno
 import json
 import os
+import re
 import sys
 from typing import Annotated, Any, NoReturn, cast
 
 import asyncpg
 import typer
 
+import zart
+from zart.duration import seconds_of
 from zart.errors import InvalidArgument, ZartError
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -22,21 +26,42 @@ DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 # The root of typer's errors: BadParameter, UsageError, ClickException. It has no public name in every version of typer.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
+# How stdout fails when it is a file: the disk is full, a quota or a limit is reached, the disk is broken.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
 
 class Failed(Exception):
     """The thing asked about failed: exit code 1, with this line on stderr."""
 
 
-def run(app: typer.Typer, program: str) -> NoReturn:
-    """Run `app` on this process's arguments and exit."""
-    sys.exit(code_of(app, program, sys.argv[1:]))
+def open_closed_streams() -> None:
+    """Have what a shell closed (`>&-`) be open on /dev/null, so that no file or socket gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
 
 
 def code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
     """Run `app` on `arguments`; give the exit code. What went wrong is said on stderr, in one line."""
     try:
-        code = app(arguments, prog_name=program, standalone_mode=False)
+        code = _code_of(app, program, arguments)
         sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has left
+        _drop_output()
+        return FAILED
+    except OSError as error:
+        if error.filename is None and error.errno in _UNWRITABLE:
+            _drop_output()
+            return _say(program, f"the output cannot be written: {error.strerror}", FAILED)
+        return _say(program, f"the system refused: {one_line(str(error))}", FAILED)
+
+
+def _code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
+    try:
+        code = app(arguments, prog_name=program, standalone_mode=False)
         return code if isinstance(code, int) else DONE
     except _UsageError as error:
         context: typer.Context | None = getattr(error, "ctx", None)
@@ -46,18 +71,23 @@ def code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
         return _say(program, str(error), FAILED)
     except ZartError as error:
         return _say(program, one_line(str(error)), UNUSABLE)
+    except BrokenPipeError:
+        raise
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FAILED
         return _say(program, f"the database refused: {one_line(str(error))}", UNUSABLE)
     except (KeyboardInterrupt, typer.Abort):
         return _say(program, "interrupted", INTERRUPTED)
 
 
 def _say(place: str, line: str, code: int) -> int:
-    print(f"{place}: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # there is nobody else to tell
+        print(f"{place}: {line}", file=sys.stderr)
     return code
+
+
+def _drop_output() -> None:
+    """Let what is left for stdout go nowhere, or Python would try to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:
@@ -84,13 +114,23 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
+def parse_duration(text: str, option: str) -> float:
+    """The seconds of a duration given on the command line: a number with a unit, or seconds without one.
+
+    Raises:
+        InvalidArgument: it is no duration; the message names the option and the accepted forms.
+    """
+    plain = _SECONDS.fullmatch(text.strip())
+    try:
+        return seconds_of(float(plain[0]) if plain else text, option)
+    except InvalidArgument:
+        forms = "500ms, 30s, 10m, 2h or 3d, or a number of seconds"
+        raise InvalidArgument(f"{option} must be a duration up to 100 years, as {forms}; got {text!r}") from None
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = importlib.metadata.version("zart")
-        except importlib.metadata.PackageNotFoundError:
-            version = "from a directory that is not installed"
-        print(f"zart {version}")
+        print(f"zart {zart.__version__}")
         raise typer.Exit
 
 

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from zart.cli.command import one_line
 from zart.config import DEFAULT_SCHEMA
-from zart.embedded import EmbeddedPostgres, default_directory
+from zart.embedded import EmbeddedPostgres, default_directory, has_data
 from zart.errors import InvalidArgument
 from zart.scheduler import PostgresScheduler
 
@@ -57,17 +59,22 @@ def with_default_directory(arguments: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def opened(database_url: str | None, embedded: str | None, schema: str) -> Generator[str, None, None]:
+def opened(
+    database_url: str | None, embedded: str | None, schema: str, *, makes_data: bool = True
+) -> Generator[str, None, None]:
     """The URL of the database that was named; an embedded one runs, with its schema made, until the block ends.
 
+    Args:
+        makes_data: a directory without data is made an embedded database; else it is refused.
+
     Raises:
-        InvalidArgument: none was named, or two were.
+        InvalidArgument: none was named, or two were, or the directory is refused.
         DatabaseError: the embedded one does not start.
     """
     if database_url is not None and embedded is not None:
         raise InvalidArgument("--database-url and --embedded name two databases; give one of them")
     if embedded is not None:
-        with EmbeddedPostgres(default_directory() if embedded == _BY_DEFAULT else embedded) as server:
+        with EmbeddedPostgres(_directory_of(embedded, makes_data=makes_data)) as server:
             asyncio.run(_migrate(server.dsn, schema))
             yield server.dsn
         return
@@ -78,16 +85,33 @@ def opened(database_url: str | None, embedded: str | None, schema: str) -> Gener
 
 
 def ask(
-    database_url: str | None, embedded: str | None, schema: str, work: Callable[[PostgresScheduler], Awaitable[T]]
+    database_url: str | None,
+    embedded: str | None,
+    schema: str,
+    work: Callable[[PostgresScheduler], Awaitable[T]],
+    *,
+    makes_data: bool = True,
 ) -> T:
-    """Do `work` with a scheduler for the database that was named."""
+    """Do `work` with a scheduler for the database that was named; see `opened`."""
 
     async def connect_and_work(dsn: str) -> T:
         async with PostgresScheduler.connect(dsn, schema=schema) as scheduler:
             return await work(scheduler)
 
-    with opened(database_url, embedded, schema) as dsn:
+    with opened(database_url, embedded, schema, makes_data=makes_data) as dsn:
         return asyncio.run(connect_and_work(dsn))
+
+
+def _directory_of(embedded: str, *, makes_data: bool) -> Path:
+    if not embedded:
+        raise InvalidArgument("--embedded names no directory; give one, or leave it out for the one by default")
+    directory = default_directory() if embedded == _BY_DEFAULT else Path(embedded)
+    if not makes_data and not has_data(directory):
+        raise InvalidArgument(
+            f"{one_line(str(directory))} has no PostgreSQL data; name the directory that `zart-runner`, `zart start` or"
+            " `zart migrate` was given with --embedded"
+        )
+    return directory
 
 
 async def _migrate(dsn: str, schema: str) -> None:

@@ -18,6 +18,7 @@ from zart.cli.audit import Audit, execution_id_of
 from zart.cli.command import Failed
 from zart.cli.display import Display, completed
 from zart.cli.onboarding import customer_of, onboarding
+from zart.cli.output import counted
 from zart.config import DEFAULT_SCHEMA
 from zart.embedded import EmbeddedPostgres
 from zart.postgres.connection import Connection, connect
@@ -80,7 +81,7 @@ async def _start(dsn: str, executions: int, console: Console) -> None:
         await scheduler.start_many(
             onboarding, ((execution_id_of(number), customer_of(number)) for number in range(executions))
         )
-        console.print(f"{executions:,} executions of five steps started in {time.monotonic() - began:.1f} s")
+        console.print(f"{counted(executions, 'execution')} of five steps started in {time.monotonic() - began:.1f} s")
 
 
 class _Runner:
@@ -138,11 +139,15 @@ async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -
                     done, asked_at = executions - await count_unfinished(connection, DEFAULT_SCHEMA, _BUCKET), now
                 moved_at = now if done > before else moved_at
                 if now - moved_at > _STANDSTILL:
-                    raise Failed(f"{executions - done:,} executions did not end: nothing moved for {_STANDSTILL:g} s")
+                    raise Failed(
+                        f"{counted(executions - done, 'execution')} did not end: nothing moved for {_STANDSTILL:g} s"
+                    )
                 if kill is None and executions // 2 <= done < executions:
                     kill = await _kill_a_worker(connection, runner.board, done)
                     if kill is not None:
-                        display.say(f"killed worker {kill.pid} (SIGKILL) while it held {kill.held:,} executions")
+                        display.say(
+                            f"killed worker {kill.pid} (SIGKILL) while it held {counted(kill.held, 'execution')}"
+                        )
                 display.show(done, at_once=done >= executions)
     finally:
         await connection.close()
@@ -184,7 +189,7 @@ def _report(audit: Audit, kill: Kill | None, console: Console) -> None:
     if kill is None:
         lines.append("  killed                nobody: all was over before half-way; try more --executions")
     else:
-        lines.append(f"  taken over            {audit.taken_over:,} executions of the killed worker")
+        lines.append(f"  taken over            {_taken_over(audit, kill)}")
         if audit.again_at is not None:
             again = (audit.again_at - kill.at).total_seconds()
             lines.append(f"  ran again             {again:.3f} s after the kill, the first of them")
@@ -192,3 +197,13 @@ def _report(audit: Audit, kill: Kill | None, console: Console) -> None:
     lines.append("check passed" if audit.passed else "check FAILED")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _taken_over(audit: Audit, kill: Kill) -> str:
+    """What became of the executions that the killed worker held. One that ended in its first claim was not lost: the
+    worker's last transactions were committed when it died, or while it did."""
+    if not audit.taken_over:
+        return f"none: what the worker held had ended before the takeover ({counted(kill.held, 'execution')})"
+    rest = kill.held - audit.taken_over
+    ended = f"; {rest:,} more had ended before the takeover" if audit.passed and rest > 0 else ""
+    return f"{counted(audit.taken_over, 'execution')} of the killed worker{ended}"

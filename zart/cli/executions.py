@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zart.cli.command import Failed, one_line, parse_json
+from zart.cli.command import Failed, one_line, parse_duration, parse_json
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, ask
 from zart.cli.output import error_text, print_execution, print_executions, print_json, print_steps
-from zart.duration import seconds_of
 from zart.errors import WaitTimedOut
 from zart.model import EventAnswer, ExecutionRecord, ExecutionStatus, Page, StepRecord
 from zart.scheduler import PostgresScheduler
@@ -29,7 +28,8 @@ def start(
     queue: Annotated[str | None, typer.Option(help="Queue to put it in.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 runs first.")] = None,
     delay: Annotated[
-        str, typer.Option(metavar="DURATION", help="Run it no sooner, as 500ms, 30s, 10m, 2h, 3d.")
+        str,
+        typer.Option(metavar="DURATION", help="Run it no sooner, as 500ms, 30s, 10m, 2h, 3d; seconds without a unit."),
     ] = "0s",
     database_url: DatabaseUrl = None,
     embedded: Embedded = None,
@@ -38,8 +38,7 @@ def start(
 ) -> None:
     """Start an execution, or find the one that has this id already."""
     value = parse_json(data, "--data")
-    seconds_of(delay, "--delay")
-    options: dict[str, Any] = {"queue": queue, "priority": priority, "delay": delay}
+    options: dict[str, Any] = {"queue": queue, "priority": priority, "delay": parse_duration(delay, "--delay")}
     given = {name: value for name, value in options.items() if value is not None}
     wanted_id = uuid.uuid4().hex if execution_id is None else execution_id
 
@@ -67,14 +66,17 @@ def status(
     async def work(scheduler: PostgresScheduler) -> ExecutionRecord:
         return await scheduler.status(execution_id)
 
-    record = ask(database_url, embedded, schema, work)
+    record = ask(database_url, embedded, schema, work, makes_data=False)
     print_json(record) if as_json else print_execution(record)
 
 
 def wait(
     execution_id: ExecutionId,
     timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long to wait, as 30s or 10m; for ever if left out.")
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="How long to wait, as 30s or 10m; seconds without a unit; for ever if left out."
+        ),
     ] = None,
     database_url: DatabaseUrl = None,
     embedded: Embedded = None,
@@ -85,13 +87,13 @@ def wait(
 
     Exit code 1: it ended without a result, or not in time.
     """
-    seconds = None if timeout is None else seconds_of(timeout, "--timeout")
+    seconds = None if timeout is None else parse_duration(timeout, "--timeout")
 
     async def work(scheduler: PostgresScheduler) -> ExecutionRecord:
         return await scheduler.wait(execution_id, timeout=seconds)
 
     try:
-        record = ask(database_url, embedded, schema, work)
+        record = ask(database_url, embedded, schema, work, makes_data=False)
     except WaitTimedOut as error:
         raise Failed(one_line(str(error))) from None
     print_json(record) if as_json else print_execution(record)
@@ -114,7 +116,7 @@ def cancel(
     async def work(scheduler: PostgresScheduler) -> bool:
         return await scheduler.cancel(execution_id)
 
-    cancelled = ask(database_url, embedded, schema, work)
+    cancelled = ask(database_url, embedded, schema, work, makes_data=False)
     if as_json:
         print_json({"execution_id": execution_id, "cancelled": cancelled})
     elif cancelled:
@@ -139,7 +141,7 @@ def list_(
     async def work(scheduler: PostgresScheduler) -> Page[ExecutionRecord]:
         return await scheduler.list_executions(status=status, task_name=task, queue=queue, limit=limit, after=after)
 
-    page = ask(database_url, embedded, schema, work)
+    page = ask(database_url, embedded, schema, work, makes_data=False)
     if as_json:
         print_json(page)
         return
@@ -160,7 +162,7 @@ def history(
     async def work(scheduler: PostgresScheduler) -> list[StepRecord]:
         return await scheduler.history(execution_id)
 
-    steps = ask(database_url, embedded, schema, work)
+    steps = ask(database_url, embedded, schema, work, makes_data=False)
     print_json(steps) if as_json else print_steps(steps)
 
 
@@ -182,7 +184,7 @@ def event(
     async def work(scheduler: PostgresScheduler) -> EventAnswer:
         return await scheduler.offer_event(execution_id, name, payload)
 
-    answer = ask(database_url, embedded, schema, work)
+    answer = ask(database_url, embedded, schema, work, makes_data=False)
     if as_json:
         print_json({"execution_id": execution_id, "answer": answer.value})
     match answer:

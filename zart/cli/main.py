@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 
 from zart.cli import executions
-from zart.cli.command import Version, code_of
+from zart.cli.command import UNUSABLE, Version, code_of, open_closed_streams
 from zart.cli.database import with_default_directory
 from zart.cli.demo import demo
 from zart.cli.migrate import migrate
 
 app = typer.Typer(
     help="Durable execution on PostgreSQL. `zart-runner` runs your durable functions; this command looks after them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,7 +28,7 @@ app.command()(executions.wait)
 app.command()(executions.cancel)
 app.command("list")(executions.list_)
 app.command()(executions.history)
-app.command()(executions.event)
+app.command(hidden=True)(executions.event)  # until durable functions can wait for events
 
 
 @app.callback()
@@ -36,6 +36,13 @@ def options(version: Version = False) -> None:
     """Durable execution on PostgreSQL."""
 
 
+def answer(arguments: Sequence[str]) -> int:
+    """Carry `arguments` out and give the exit code; without any, show the help."""
+    code = code_of(app, "zart", with_default_directory(arguments) or ["--help"])
+    return code if arguments else max(code, UNUSABLE)
+
+
 def main() -> NoReturn:
     """Entry point of `zart`."""
-    sys.exit(code_of(app, "zart", with_default_directory(sys.argv[1:])))
+    open_closed_streams()
+    sys.exit(answer(sys.argv[1:]))

@@ -18,6 +18,7 @@ from zart.cli.command import one_line
 from zart.model import ExecutionRecord, StepRecord
 
 _WIDEST_VALUE = 60
+_WIDEST_ERROR = 300
 
 
 def print_json(value: Any) -> None:
@@ -49,10 +50,10 @@ def print_steps(steps: Sequence[StepRecord]) -> None:
     rows: list[tuple[str, ...]] = []
     for step in steps:
         for failed in step.failed_attempts:
-            rows.append((step.name, step.kind, "failed try", str(failed.attempt), "", _short(failed.error)))
-        shown = step.error if step.error is not None else step.result
+            rows.append((step.name, step.kind, "failed try", str(failed.attempt), "", _error(failed.error)))
+        shown = _result(step.result) if step.error is None else _error(step.error)
         time = took(step.started_at, step.finished_at)
-        rows.append((step.name, step.kind, step.status, str(step.attempts), time, _short(shown)))
+        rows.append((step.name, step.kind, step.status, str(step.attempts), time, shown))
     print_table(("name", "kind", "status", "attempt", "took", "result"), rows)
 
 
@@ -75,9 +76,21 @@ def took(begin: datetime | None, end: datetime | None) -> str:
     return "" if begin is None or end is None else f"{(end - begin).total_seconds():.3f} s"
 
 
-def _short(value: Any) -> str:
-    text = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _WIDEST_VALUE else text[: _WIDEST_VALUE - 1] + "…"
+def counted(number: int, noun: str) -> str:
+    """`1 execution`, `2,000 executions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _result(value: Any) -> str:
+    return "" if value is None else _cut(json.dumps(value, ensure_ascii=False, default=str), _WIDEST_VALUE)
+
+
+def _error(error: Any) -> str:
+    return "" if error is None else _cut(error_text(error), _WIDEST_ERROR)
+
+
+def _cut(text: str, widest: int) -> str:
+    return text if len(text) <= widest else text[: widest - 1] + "…"
 
 
 def _shown(name: str, value: Any) -> str:

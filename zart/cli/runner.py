@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import sys
+from collections.abc import Generator
 from typing import Annotated, NoReturn
 
 import typer
 
-from zart.cli.command import Version, code_of
+from zart.cli.command import Version, code_of, open_closed_streams, parse_duration
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, opened, with_default_directory
 from zart.config import WorkerConfig
 from zart.errors import InvalidArgument
@@ -18,6 +20,16 @@ from zart.runner.options import RunnerOptions
 
 _WORKERS = "Workers"
 _DEFAULTS = WorkerConfig()
+
+# What the settings are called on the command line.
+_OPTIONS = {
+    "max_concurrent_tasks": "--concurrency",
+    "lease_timeout": "--lease-timeout",
+    "poll_interval": "--poll-interval",
+    "shutdown_timeout": "--shutdown-timeout",
+    "max_result_bytes": "--max-result-bytes",
+    "procs": "--procs",
+}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -72,6 +84,9 @@ def runner(
             metavar="DURATION", help="How long running steps may go on after SIGTERM.", rich_help_panel=_WORKERS
         ),
     ] = "30s",
+    max_result_bytes: Annotated[
+        int, typer.Option(metavar="BYTES", help="Largest stored value, encoded as JSON.", rich_help_panel=_WORKERS)
+    ] = _DEFAULTS.max_result_bytes,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Import the app once, before the workers are forked.", rich_help_panel=_WORKERS),
@@ -87,14 +102,16 @@ def runner(
 
     Example: zart-runner --procs 16 --app myapp.workflows --database-url postgresql://zart@db/app
     """
-    config = WorkerConfig(
-        max_concurrent_tasks=concurrency,
-        lease_timeout=lease_timeout,
-        poll_interval=poll_interval,
-        shutdown_timeout=shutdown_timeout,
-        queues=None if queues is None else _names(queues),
-    )
-    RunnerOptions(dsn="", app=target, procs=procs)  # refused before a database is started for it
+    with _naming_options():  # refused before a database is started for it
+        config = WorkerConfig(
+            max_concurrent_tasks=concurrency,
+            lease_timeout=parse_duration(lease_timeout, "--lease-timeout"),
+            poll_interval=parse_duration(poll_interval, "--poll-interval"),
+            shutdown_timeout=parse_duration(shutdown_timeout, "--shutdown-timeout"),
+            queues=None if queues is None else _names(queues),
+            max_result_bytes=max_result_bytes,
+        )
+        RunnerOptions(dsn="", app=target, procs=procs)
     with opened(database_url, embedded, schema) as dsn:
         code = run(
             RunnerOptions(
@@ -110,6 +127,16 @@ def runner(
     raise typer.Exit(code)
 
 
+@contextlib.contextmanager
+def _naming_options() -> Generator[None, None, None]:
+    """Have errors that begin with a setting's name begin with its option instead."""
+    try:
+        yield
+    except InvalidArgument as error:
+        name, space, rest = str(error).partition(" ")
+        raise InvalidArgument(f"{_OPTIONS.get(name, name)}{space}{rest}") from None
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
@@ -119,4 +146,5 @@ def _names(text: str) -> tuple[str, ...]:
 
 def main() -> NoReturn:
     """Entry point of `zart-runner`."""
+    open_closed_streams()
     sys.exit(code_of(app, "zart-runner", with_default_directory(sys.argv[1:])))

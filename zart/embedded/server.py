@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,15 @@ from urllib.parse import quote
 
 from zart.embedded import keeper
 from zart.embedded.keeper import DATA, USERS_LOCK, postmaster_lines
-from zart.embedded.programs import SYSTEM_HOME, Programs, closed_parent, find_programs, open_base
+from zart.embedded.programs import SYSTEM_HOME, Programs, closed_parent, find_programs, open_base, socket_base
 from zart.errors import DatabaseError, InvalidArgument
+
+MAKING = f"{DATA}.making"
+
+# "Do you speak SSL?" is answered in one byte. A connection alone proves nothing: the kernel makes it for a server that
+# is being killed, too.
+_SSL_REQUEST = bytes.fromhex("00000008 04d2162f")
+_LONGEST_ANSWER = 10.0
 
 # Durable as in production: whatever is measured or killed here holds there too.
 SETTINGS: Mapping[str, str] = {
@@ -41,6 +50,11 @@ def default_directory() -> Path:
     if os.geteuid() == 0:
         return SYSTEM_HOME / "postgres"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "zart" / "postgres"
+
+
+def has_data(directory: str | os.PathLike[str]) -> bool:
+    """Whether an embedded PostgreSQL has its data in this directory, or is being made there."""
+    return any(os.path.lexists(Path(directory).expanduser() / name) for name in (DATA, MAKING))
 
 
 class EmbeddedPostgres:
@@ -168,7 +182,7 @@ def _make_directory(wanted: Path | None, programs: Programs) -> Path:
 
 
 def _make_cluster(directory: Path, programs: Programs, *, temporary: bool) -> None:
-    data, making = directory / DATA, directory / f"{DATA}.making"
+    data, making = directory / DATA, directory / MAKING
     if (data / "PG_VERSION").exists():
         return
     shutil.rmtree(making, ignore_errors=True)  # left by an initdb that was killed
@@ -183,38 +197,59 @@ def _make_cluster(directory: Path, programs: Programs, *, temporary: bool) -> No
 
 
 def _start_server(directory: Path, programs: Programs, settings: Mapping[str, str]) -> None:
-    _remove_stale_pid(directory / DATA)
+    sockets = _make_sockets(directory, programs)
+    _forget_killed(directory / DATA, sockets)
     log = directory / "server.log"
     log.touch(mode=0o600)
-    sockets = tempfile.mkdtemp(prefix="zart-", dir=open_base(programs.uid))
     if programs.uid is not None and programs.gid is not None:
-        os.chown(sockets, programs.uid, programs.gid)
         os.chown(log, programs.uid, programs.gid)
-    all_settings = {**settings, "unix_socket_directories": sockets}
+    all_settings = {**settings, "unix_socket_directories": str(sockets)}
     options = shlex.join(part for name, value in all_settings.items() for part in ("-c", f"{name}={value}"))
     started_at = log.stat().st_size
     started = programs.run(
         "pg_ctl", "start", "-w", "-t", "60", "-D", str(directory / DATA), "-l", str(log), "-o", options
     )
     if started.returncode != 0:
-        shutil.rmtree(sockets, ignore_errors=True)
+        if not postmaster_lines(directory / DATA):
+            shutil.rmtree(sockets, ignore_errors=True)
         with log.open(errors="replace") as lines:
             lines.seek(started_at)
             reason = _reason(lines.read() or started.stdout)
         raise DatabaseError(f"the embedded PostgreSQL in {directory} did not start: {reason}")
 
 
-def _remove_stale_pid(data: Path) -> None:
-    """Forget a server that was killed: its pid may be another process's by now, and PostgreSQL would not start."""
+def _make_sockets(directory: Path, programs: Programs) -> Path:
+    """The private directory for the socket: always the same one, so that who had a connection finds the next server.
+
+    Raises:
+        DatabaseError: somebody else has a file of its name.
+    """
+    uid = os.geteuid() if programs.uid is None else programs.uid
+    known_by = hashlib.sha256(os.fsencode(directory.resolve()) + b"/%d" % uid).hexdigest()[:16]
+    sockets = Path(socket_base(programs.uid), f"zart-{known_by}")
+    with contextlib.suppress(FileExistsError):
+        sockets.mkdir(mode=0o700)
+    found = sockets.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (uid, os.geteuid()) or found.st_mode & 0o077:
+        raise DatabaseError(
+            f"the embedded PostgreSQL needs {sockets} for its socket, and it is there but not private to its user;"
+            " remove it"
+        )
+    if programs.uid is not None and programs.gid is not None:
+        os.chown(sockets, programs.uid, programs.gid, follow_symlinks=False)
+    return sockets
+
+
+def _forget_killed(data: Path, sockets: Path) -> None:
+    """Remove what a server left that was killed: its pid may be another process's by now, and none would start."""
     lines = postmaster_lines(data)
-    if not lines:
-        return
-    with contextlib.suppress(OSError):
-        if os.fsencode(data) in Path(f"/proc/{int(lines[0])}/cmdline").read_bytes():
-            return  # this directory's postmaster is starting or stopping; PostgreSQL itself will say so
-    (data / "postmaster.pid").unlink(missing_ok=True)
-    if len(lines) > 4 and os.path.basename(lines[4]).startswith("zart-"):
-        shutil.rmtree(lines[4], ignore_errors=True)
+    if lines:
+        with contextlib.suppress(OSError):
+            if os.fsencode(data) in Path(f"/proc/{int(lines[0])}/cmdline").read_bytes():
+                return  # this directory's postmaster is starting or stopping; PostgreSQL itself will say so
+        (data / "postmaster.pid").unlink(missing_ok=True)
+    for left in sockets.iterdir():
+        left.unlink()
 
 
 def _answers(data: Path) -> bool:
@@ -223,11 +258,13 @@ def _answers(data: Path) -> bool:
     if len(lines) < 8 or lines[7].strip() != "ready":
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_LONGEST_ANSWER)
         try:
             probe.connect(f"{lines[4]}/.s.PGSQL.{lines[3]}")
+            probe.sendall(_SSL_REQUEST)
+            return bool(probe.recv(1))
         except OSError:
             return False
-    return True
 
 
 def _dsn_of(data: Path) -> str:

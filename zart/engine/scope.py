@@ -44,6 +44,6 @@ def require_scope(what: str) -> Scope:
     if scope is None:
         raise NotInExecution(
             f"{what} was called outside an execution; call it in the body of a @zart_durable function"
-            " that a worker runs (zart.testing runs one without a database)"
+            " that a worker runs"
         )
     return scope

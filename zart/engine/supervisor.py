@@ -59,9 +59,9 @@ class Supervisor:
         """Supervise until `stop()`. An outage of the database never ends it."""
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._keep("leases", self._keep_leases), name="zart leases"),
-                group.create_task(self._keep("supervisor", self._attend), name="zart supervisor"),
-                group.create_task(self._keep("listen", self._listen), name="zart listen"),
+                group.create_task(self._keep("leases", "leases", self._keep_leases), name="zart leases"),
+                group.create_task(self._keep("supervisor", "polling", self._attend), name="zart supervisor"),
+                group.create_task(self._keep("listen", "hints", self._listen), name="zart listen"),
             ]
             await self._stop.wait()
             for task in tasks:
@@ -92,23 +92,23 @@ class Supervisor:
 
     # The three connections
 
-    async def _keep(self, name: str, work: Callable[[Connection, int], Awaitable[None]]) -> None:
-        """Do some work on a connection, and again on the next one when it is lost."""
+    async def _keep(self, name: str, purpose: str, work: Callable[[Connection, int], Awaitable[None]]) -> None:
+        """Do some work on a connection of this name, and again on the next one when it is lost."""
         backoff, failed = _FIRST_BACKOFF, False
         while True:
             began = time.monotonic()
             try:
                 async with self._connected(name) as (connection, buckets):
                     if failed:
-                        _log.info("the supervisor's connection for %s works again", name)
+                        _log.info("the supervisor's connection for %s works again", purpose)
                         failed = False
                     await work(connection, buckets)
             except Exception as error:
                 expected = isinstance(error, DatabaseError) or classify(error) is not Fault.BUG
                 if not expected:
-                    _log.exception("the supervisor's work on %s failed; trying again", name)
+                    _log.exception("the supervisor's work on %s failed; trying again", purpose)
                 elif not failed:
-                    _log.warning("the supervisor's connection for %s is lost, trying again: %s", name, _one_line(error))
+                    _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, _one_line(error))
                 failed = True
             if time.monotonic() - began > _LIVED:
                 backoff = _FIRST_BACKOFF

@@ -75,7 +75,7 @@ class Takeover:
         self.freed += freed
         if freed:
             about = fields(worker=self.worker_id)
-            _log.info("took over %d executions of worker %d", freed, self.worker_id, extra=about)
+            _log.info("took over %d execution%s of worker %d", freed, "s"[: freed > 1], self.worker_id, extra=about)
         return freed
 
     async def _end_stalemate(self, connection: Connection, schema: str) -> None:

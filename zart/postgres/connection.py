@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import urllib.parse
@@ -26,6 +27,9 @@ OLDEST_SERVER = 14
 
 _STATEMENT_CACHE = 200
 _URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+# What asyncpg says of an option, without the value it got: "`sslmode` parameter must be one of: disable, allow".
+_OPTION = re.compile(r"`?(\w+)`? (?:parameter must be|is expected to be)(?: one of: ([\w, -]+)$)?")
 _CHECK = "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby"
 
 
@@ -68,7 +72,7 @@ async def connect(
     except DatabaseUnreachable:
         raise
     except Exception as error:
-        raise DatabaseUnreachable(f"cannot connect to {place}: {_reason(error, timeout)}") from error
+        raise DatabaseUnreachable(f"cannot connect to {place}: {_reason(error, dsn, timeout)}") from error
     finally:
         if connection is not None:
             connection.terminate()
@@ -161,7 +165,7 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
         )
 
 
-def _reason(error: Exception, timeout: float) -> str:
+def _reason(error: Exception, dsn: str, timeout: float) -> str:
     """Why no connection came about, as one line with what to do."""
     match error:
         case TimeoutError():
@@ -180,14 +184,25 @@ def _reason(error: Exception, timeout: float) -> str:
             return "the host name is unknown; check the database URL"
         case ssl.SSLError() | ssl.CertificateError():
             return f"TLS failed ({_first_line(error)}); check sslmode and the certificates"
+        case FileNotFoundError() if missing := _missing_files(dsn):
+            return f"the file that option {missing[0]} names is not there; correct it in the database URL"
         case FileNotFoundError():
             return "there is no server socket; is the server running?"
         case OSError():
             return _of_the_network(error)
+        case asyncpg.ClientConfigurationError() if option := _OPTION.match(_first_line(error)):
+            allowed = f"it must be one of {option[2]}" if option[2] else "correct it in the database URL"
+            return f"option {option[1]} cannot be used; {allowed}"
         case asyncpg.ClientConfigurationError() | ValueError():
             return f"the database URL cannot be used; write it as {_URL_SHAPE} with options of libpq"
         case _:
             return _first_line(error)
+
+
+def _missing_files(dsn: str) -> list[str]:
+    """The options of a URL that name a file which does not exist."""
+    options = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dsn).query))
+    return [name for name in _FILE_OPTIONS if name in options and not os.path.exists(options[name])]
 
 
 def _of_the_network(error: OSError) -> str:

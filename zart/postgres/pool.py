@@ -38,6 +38,7 @@ class Database:
         self.dsn, self._pool = dsn, pool
         self.place = describe(dsn)
         self._calls = asyncio.Semaphore(max(1, pool.get_max_size() - 1))
+        self._closed = False
 
     @classmethod
     async def open(cls, dsn: str, *, application_name: str, min_size: int, max_size: int) -> Database:
@@ -53,6 +54,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections, those in use after their call."""
+        self._closed = True
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
                 await self._pool.close()
@@ -67,13 +69,13 @@ class Database:
             DatabaseUnreachable: no connection, no answer in time, or the server has no room now.
             InvalidArgument: the server refused a value.
             SchemaMissing: a table or function is not there.
-            DatabaseError: any other answer of the server.
+            DatabaseError: any other answer of the server, or `close` was called.
         """
         with translated(doing, self.place):
             async with asyncio.timeout(CALL_TIMEOUT):
                 await self._calls.acquire()
             try:
-                async with self._taken() as connection:
+                async with self._taken(doing) as connection:
                     yield connection
             finally:
                 self._calls.release()
@@ -82,11 +84,13 @@ class Database:
     async def connection_for_all(self, doing: str) -> AsyncGenerator[Connection]:
         """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""
         with translated(doing, self.place):
-            async with self._taken() as connection:
+            async with self._taken(doing) as connection:
                 yield connection
 
     @asynccontextmanager
-    async def _taken(self) -> AsyncGenerator[Connection]:
+    async def _taken(self, doing: str) -> AsyncGenerator[Connection]:
+        if self._closed:
+            raise DatabaseError(f"the scheduler is closed; {doing} needs an open one")
         async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
             try:
                 yield connection

@@ -92,11 +92,12 @@ class _Arbiter:
         try:
             reason = self._preload() or self._probe()
             if reason:
-                print(reason, file=sys.stderr, flush=True)
+                _say(reason)
                 return EXIT_CANNOT_START
             if self._stop_at is None:
                 gc.freeze()
-                _log.info("serving %s with %d workers", self._options.app, self._options.procs)
+                workers = "1 worker" if self._options.procs == 1 else f"{self._options.procs} workers"
+                _log.info("serving %s with %s", self._options.app, workers)
                 self._serve()
                 _log.info("stopped")
             return self._exit_code
@@ -247,7 +248,7 @@ class _Arbiter:
         if any(place.ready for place in self._board.places):
             self._failed_starts = 0
         elif self._failed_starts >= _FAILED_STARTS and self._stop_at is None:
-            print(reason or "workers cannot start", file=sys.stderr, flush=True)
+            _say(reason or "workers cannot start")
             self._exit_code = EXIT_CANNOT_GO_ON
             self._stop("workers cannot start")
 
@@ -288,3 +289,7 @@ class _Arbiter:
             with contextlib.suppress(OSError):
                 os.close(wake)
         self._board.header[header.CONTROL_PID] = self._board.header[header.ARBITER_PID] = 0
+
+
+def _say(reason: str) -> None:
+    print(f"zart-runner: {reason}", file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""A TCP proxy before the test's server, whose links can fall silent: open, but nothing comes through any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.database import Database
+
+CHUNK = 65_536
+
+
+class Proxy:
+    """Use it in `async with`; `database` is the one given, reached through the proxy.
+
+    Attributes:
+        silenced: how many links have fallen silent.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._behind = database
+        self._trigger = b""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.silenced = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()
+        url = urlsplit(self._behind.dsn)._replace(netloc=f"postgres@{host}:{port}", query="sslmode=disable")
+        self.database = dataclasses.replace(self._behind, dsn=url.geturl())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def silence_next(self, text: str) -> None:
+        """The next link on which a client sends this text is silent from there on, the text included.
+
+        A statement's text is sent once per connection: when it is prepared.
+        """
+        self._trigger = text.encode()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        place = parse_qs(urlsplit(self._behind.dsn).query)
+        server = await asyncio.open_unix_connection(f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}")
+        silent = asyncio.Event()
+        for pump in (self._pump(reader, server[1], silent, listens=True), self._pump(server[0], writer, silent)):
+            task = asyncio.create_task(pump)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        silent: asyncio.Event,
+        *,
+        listens: bool = False,
+    ) -> None:
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(CHUNK):
+                    if listens and self._trigger and self._trigger in data:
+                        self._trigger = b""
+                        self.silenced += 1
+                        silent.set()
+                    if not silent.is_set():
+                        target.write(data)
+                if silent.is_set():
+                    await asyncio.Event().wait()  # the other end never hears of it
+        finally:
+            target.close()
