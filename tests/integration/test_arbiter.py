@@ -168,7 +168,7 @@ async def test_a_failed_probe_ends_with_its_one_line(orders: Path) -> None:
     (orders / "fail").write_text("the app cannot be used; do this")
     with _fleet(orders) as fleet:
         code, words, errors = fleet.end()
-    assert (code, words["FORKS"], errors) == (2, 0, "the app cannot be used; do this\n")
+    assert (code, words["FORKS"], errors) == (2, 0, "zart-runner: the app cannot be used; do this\n")
 
 
 async def test_workers_that_cannot_start_end_the_runner_with_their_reason(orders: Path) -> None:
@@ -176,7 +176,7 @@ async def test_workers_that_cannot_start_end_the_runner_with_their_reason(orders
     with _fleet(orders) as fleet:
         code, _, errors = fleet.end()
     assert code == 3
-    assert "\nthe lifespan failed; do that\n" in errors
+    assert "\nzart-runner: the lifespan failed; do that\n" in errors
     assert "Traceback" not in errors
 
 

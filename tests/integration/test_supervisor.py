@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import asyncpg
+import pytest
 
 from tests.support import fleet
 from tests.support.database import Database
@@ -398,6 +400,32 @@ async def test_lost_connections_are_made_again(database: Database, connection: a
             await asyncio.sleep(chance.random() / 10)
         place.clear()
         assert await running.supervisor.report_death([worker.id], []) == 0
+
+
+async def test_a_lost_connection_is_told_by_what_it_is_for(
+    database: Database, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "zart.supervisor")
+    async with registered(database) as (_, place), supervised(database, [place]):
+        await _marked(connection, place.worker_id)
+        await connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'zart supervisor' and datname = current_database()"
+        )
+        await eventually(lambda: "connection for polling works again" in caplog.text)
+        assert "the supervisor has no connection for polling, trying again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"), [(("a",), "took over 1 execution of"), (("a", "b"), "took over 2 executions of")]
+)
+async def test_a_takeover_is_told_in_the_right_number(
+    database: Database, caplog: pytest.LogCaptureFixture, ids: tuple[str, ...], words: str
+) -> None:
+    caplog.set_level(logging.INFO, "zart.takeover")
+    async with registered(database, *ids) as (worker, _), supervised(database, []) as running:
+        await running.supervisor.report_death([worker.id], [])
+    assert words in caplog.text
 
 
 async def test_a_supervisor_waits_for_a_schema_that_is_not_there(empty_database: Database) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +42,13 @@ def test_every_public_name_is_there_once_and_in_order() -> None:
 def test_the_door_has_no_other_public_names_than_its_modules() -> None:
     public = {name for name, value in vars(zart).items() if not name.startswith("_") and not _is_module(value)}
     assert public == set(zart.__all__)
+
+
+def test_the_version_is_the_one_of_the_package() -> None:
+    project = tomllib.loads((Path(zart.__file__).parents[1] / "pyproject.toml").read_text())
+    assert re.fullmatch(r"\d+\.\d+\.\d+", zart.__version__)
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "zart.__version__"}
 
 
 def _is_module(value: object) -> bool:

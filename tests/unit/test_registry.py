@@ -289,6 +289,30 @@ def test_a_module_that_fails_to_import_says_why_in_one_line(write: Write, source
     assert "\n" not in str(caught.value)
 
 
+def test_a_failed_import_names_the_innermost_line_of_the_users_code(write: Write) -> None:
+    boom = write("import json\n\ndef read():\n    json.loads('{')\n\nread()")
+    with pytest.raises(RegistrationError, match=rf"JSONDecodeError: .* \({boom}\.py:4\)$"):
+        load_registry(boom)
+    outer = write(f"import {boom}")
+    with pytest.raises(RegistrationError, match=rf"importing {outer} failed: .* \({boom}\.py:4\)$"):
+        load_registry(outer)
+
+
+def test_a_failure_in_a_decorator_of_zart_names_the_users_line(write: Write) -> None:
+    name = write("from zart.steps import zart_step\n\n@zart_step('a', retry='often')\nasync def a(): ...")
+    with pytest.raises(RegistrationError, match=rf"\({name}\.py:3\)$"):
+        load_registry(name)
+
+
+@pytest.mark.parametrize("rest", ["", ":registry"])
+def test_the_name_of_a_file_is_answered_with_the_name_of_its_module(write: Write, rest: str) -> None:
+    name = write(WORKFLOWS)
+    with pytest.raises(RegistrationError, match=rf"'{name}\.py' names no module; leave out \.py: {name}$"):
+        load_registry(f"{name}.py{rest}")
+    with pytest.raises(RegistrationError, match=r"names no module; leave out \.py, and write it as in an import"):
+        load_registry(f"./{name}.py{rest}")
+
+
 def test_a_module_without_durable_functions_cannot_be_loaded(write: Write) -> None:
     with pytest.raises(RegistrationError, match="has no durable functions"):
         load_registry(write("x = 1"))
@@ -297,8 +321,11 @@ def test_a_module_without_durable_functions_cannot_be_loaded(write: Write) -> No
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("missing", "is nothing; a TaskRegistry is needed"),
-        ("order", "is an object of type Durable; a TaskRegistry is needed"),
+        ("missing", "has no 'missing'; a TaskRegistry is needed, such as .*:registry"),
+        ("order", "is a durable function, not a TaskRegistry; .*use --app"),
+        ("charge", "is a step, not a TaskRegistry"),
+        ("DurableExecution", "is a durable function"),
+        ("__name__", "is an object of type str"),
         ("empty", "has no durable functions"),
     ],
 )

@@ -69,7 +69,7 @@ def demo(
         finally:
             runner.kill()
         audit = asyncio.run(_audit(server.dsn, executions))
-    _report(audit, kill, console)
+    report(audit, kill, console)
     if not audit.passed:
         raise Failed("the check failed")
 
@@ -176,12 +176,12 @@ async def _audit(dsn: str, executions: int) -> Audit:
     return audit
 
 
-def _report(audit: Audit, kill: Kill | None, console: Console) -> None:
+def report(audit: Audit, kill: Kill | None, console: Console) -> None:
     """The summary; all of it was read back from the database."""
     steps = audit.executions * 5
     lines = ["", "read back from the database:"]
     if audit.began_at is not None and audit.ended_at is not None:
-        seconds = (audit.ended_at - audit.began_at).total_seconds()
+        seconds = max((audit.ended_at - audit.began_at).total_seconds(), 1e-6)
         rates = f"{audit.completed / seconds:,.0f} executions/s, {audit.steps / seconds:,.0f} steps/s"
         lines.append(f"  time, first to last   {seconds:.2f} s ({rates})")
     lines.append(f"  completed             {audit.completed:,} of {audit.executions:,}")
