@@ -210,7 +210,11 @@ class DurableScheduler(Protocol):
     async def wait_for(
         self, durable: DurableExecution[Any, R], execution_id: str, *, timeout: Duration | None = None
     ) -> R:
-        """Wait for the result of an execution of this durable function; raises as `wait_completion`."""
+        """Wait for the result of an execution of this durable function; raises as `wait_completion`.
+
+        Raises:
+            InvalidArgument: the execution is one of another durable function.
+        """
         ...
 
     @overload

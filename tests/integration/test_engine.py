@@ -607,22 +607,6 @@ async def test_code_of_a_value_s_own_type_that_raises_fails_that_execution_only(
         assert [step.status for step in await engine.history("result")] == ["failed"]
 
 
-async def test_a_result_over_the_limit_is_refused_with_its_size(database: Database) -> None:
-    @zart_step("big")
-    async def big() -> str:
-        return "x" * 5_000_000
-
-    @zart_durable("returns-big")
-    async def returns_big() -> str:
-        return await big()
-
-    async with Engine(database, [returns_big]) as engine:
-        await engine.start("big", returns_big)
-        message = (await engine.ended("big")).error["message"]
-        assert "5,000,002 bytes" in message
-        assert "max_result_bytes" in message
-
-
 # -- cancel and drain
 
 

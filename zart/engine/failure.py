@@ -42,7 +42,7 @@ def step_failure(error: BaseException, kind: str, attempts: int) -> Record:
     """The record of a step that ended in failure: `kind` is failed, exhausted, timed_out or serialization."""
     record = describe(error)
     record["kind"], record["attempts"] = kind, attempts
-    if isinstance(error, SerializationError):
+    if kind == "serialization" and isinstance(error, SerializationError):
         record["path"], record["message"] = error.path, storable(error.reason, MAX_MESSAGE_CHARACTERS)
     return record
 

@@ -13,6 +13,7 @@ from zart.engine.session import Session
 from zart.engine.spec import DurableSpec
 from zart.engine.ticker import Ticker
 from zart.engine.turn import Turn
+from zart.errors import SerializationError
 from zart.model import StoredStatus, Verb
 from zart.store import queue
 
@@ -87,7 +88,13 @@ class Loader:
             deadline_in = spec.timeout - (history.claimed_ago if history is not None else 0.0)
         try:
             data = spec.input_codec.decode(row["input"] or "null") if spec.takes_data else None
-        except Exception as error:  # code of the input's own type included
+        except SerializationError as error:
+            misfit = error.located(
+                f"input of execution {row['execution_id']!r}", remedy="start it with data that fits, under another id"
+            )
+            self._refuse(turn, StoredStatus.FAILED, {**failure.describe(misfit), "kind": "input_refused"})
+            return
+        except Exception as error:  # code of the input's own type
             self._refuse(turn, StoredStatus.FAILED, {**failure.describe(error), "kind": "input_refused"})
             return
         turn.begin(spec, row["execution_id"], data, row["attempt"], deadline_in, self._loop)

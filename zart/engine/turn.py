@@ -125,7 +125,7 @@ class Turn:
         try:
             value = await self.spec.invoke(self.data) if self.spec.takes_data else await self.spec.invoke(None)
             await self._await_started()
-            output = b"null" if self.cut else self.check_size(self.spec.output_codec.encode(value))
+            output = b"null" if self.cut else self._encoded_output(value)
         except BaseException as raised:
             error = raised
         try:
@@ -133,6 +133,12 @@ class Turn:
                 await self._cancel_started()
         finally:  # also when cancelled once more
             self._end(error, output)
+
+    def _encoded_output(self, value: Any) -> bytes:
+        try:
+            return self.check_size(self.spec.output_codec.encode(value))
+        except SerializationError as error:
+            raise error.located(f"result of execution {self.execution_id!r}") from error.__cause__
 
     async def _await_started(self) -> None:
         """A body that returns waits for the steps it started and that still run; their failure is its own."""
@@ -359,9 +365,10 @@ class Turn:
             raise self.suspended()
         try:
             result, value = codec.round_trip(value)
+            self.check_size(result)
         except SerializationError as error:
             raise error.named(name) from None
-        stored = await self.store(key, Kind.CAPTURE, Outcome.COMPLETED, 1, 0.0, name, self.check_size(result), None)
+        stored = await self.store(key, Kind.CAPTURE, Outcome.COMPLETED, 1, 0.0, name, result, None)
         return value if stored is None else replayed(stored, codec, ())
 
     def info(self) -> ExecutionInfo:
@@ -447,5 +454,8 @@ class Turn:
 def replayed(stored: Checkpoint, codec: Codec, raises: tuple[type[Exception], ...]) -> Any:
     """What a stored checkpoint comes back as: its value, or its error raised."""
     if stored.status == Outcome.COMPLETED:
-        return codec.decode(stored.result or "null")
+        try:
+            return codec.decode(stored.result or "null")
+        except SerializationError as error:
+            raise error.named(stored.name) from error.__cause__
     raise failure.rebuild(failure.decode(stored.error or "{}"), stored.name, raises)
