@@ -40,9 +40,12 @@ from zart.flow import (
     now,
     outcome,
     require,
+    sleep,
+    sleep_until,
     step,
     step_or,
     step_or_else,
+    wait_for_event,
 )
 from zart.model import (
     AttemptRecord,
@@ -118,9 +121,12 @@ __all__ = [
     "now",
     "outcome",
     "require",
+    "sleep",
+    "sleep_until",
     "step",
     "step_or",
     "step_or_else",
+    "wait_for_event",
     "zart_durable",
     "zart_step",
 ]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from zart.duration import Duration, seconds_of
-from zart.errors import InvalidArgument
+from zart.errors import InvalidArgument, shown
+from zart.names import checked_name
 
 DEFAULT_SCHEMA = "zart"
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 2
+DEFAULT_MAX_RESULT_BYTES = 4 * 1024 * 1024
 
 # A tick holds the worker's fence and its claims' rows: past these it is split, so that nobody waits long for it.
 MAX_TICK_ROWS = 2_000
 MAX_TICK_BYTES = 8 * 1024 * 1024
 
-# Names are part of index keys; PostgreSQL refuses index rows over about 2,700 bytes.
-MAX_NAME_BYTES = 512
+# As MAX_NAME_BYTES: it is part of an index key.
 MAX_EXECUTION_ID_BYTES = 512
 
 
@@ -49,20 +50,22 @@ class WorkerConfig:
     shutdown_timeout: Duration = 30.0
     park_grace: Duration = 1.0
     queues: tuple[str, ...] | None = None
-    max_result_bytes: int = 4 * 1024 * 1024
+    max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES
     max_crashes: int = 3
 
     def __post_init__(self) -> None:
+        _whole("max_concurrent_tasks", self.max_concurrent_tasks)
         _within("max_concurrent_tasks", self.max_concurrent_tasks, 1, 10_000)
         _within("poll_interval", self.poll_seconds, 0.02, 3600, " seconds")
         _within("lease_timeout", self.lease_seconds, 1, 3600, " seconds")
         _within("shutdown_timeout", self.shutdown_seconds, 0, 86_400, " seconds")
         _within("park_grace", self.grace_seconds, 0, 3600, " seconds")
+        _whole("max_result_bytes", self.max_result_bytes)
         _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024, " bytes")
+        _whole("max_crashes", self.max_crashes)
         _within("max_crashes", self.max_crashes, 1, 1000)
-        queues: Any = self.queues
-        if queues is not None and not (isinstance(queues, tuple) and queues):
-            raise InvalidArgument("queues must be a tuple of at least one queue name, or None for all queues")
+        if self.queues is not None:
+            object.__setattr__(self, "queues", _checked_queues(self.queues))
 
     @property
     def poll_seconds(self) -> float:
@@ -81,6 +84,19 @@ class WorkerConfig:
         return seconds_of(self.park_grace, "park_grace")
 
 
+def _whole(name: str, value: object) -> None:
+    if type(value) is not int:
+        raise InvalidArgument(f"{name} must be a whole number, got {shown(value)}")
+
+
 def _within(name: str, value: float, least: float, most: float, unit: str = "") -> None:
     if not least <= value <= most:
-        raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {value:,}")
+        raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {shown(value)}")
+
+
+def _checked_queues(queues: object) -> tuple[str, ...]:
+    if not isinstance(queues, tuple) or not queues:
+        raise InvalidArgument(
+            f"queues must be a tuple of at least one queue name, or None for all queues, got {shown(queues)}"
+        )
+    return tuple(checked_name(queue, "a queue") for queue in cast("tuple[object, ...]", queues))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias, cast
 
-from zart.errors import InvalidArgument, NonRetryable
+from zart.errors import InvalidArgument, NonRetryable, shown
 
 Duration: TypeAlias = timedelta | float | str
 """A timedelta, a number of seconds, or text such as "500ms", "1.5s", "10m", "2h", "3d"."""
@@ -51,9 +52,9 @@ def seconds_of(value: Duration, what: str) -> float:
     """
     seconds = _plain_seconds(value)
     if seconds is None:
-        raise InvalidArgument(f"{what} must be {_FORMS}, got {value!r}")
+        raise InvalidArgument(f"{what} must be {_FORMS}, got {shown(value)}")
     if not 0 <= seconds <= MAX_SECONDS:
-        raise InvalidArgument(f"{what} must be from 0 seconds to 100 years, got {value!r}")
+        raise InvalidArgument(f"{what} must be from 0 seconds to 100 years, got {shown(value)}")
     return seconds
 
 
@@ -107,19 +108,20 @@ class RetryConfig:
 
     def __post_init__(self) -> None:
         if type(self.retries) is not int or not 0 <= self.retries <= MAX_RETRIES:
-            raise InvalidArgument(f"retries must be a whole number from 0 to {MAX_RETRIES}, got {self.retries!r}")
-        if not 1 <= self.factor <= 1000:
-            raise InvalidArgument(f"the factor of a retry must be from 1 to 1000, got {self.factor!r}")
-        if not _is_share(self.jitter):
-            raise InvalidArgument(f"jitter must be a number from 0 to 1, got {self.jitter!r}")
-        seconds_of(self.base, "the delay of a retry")
-        if seconds_of(self.max_delay, "max_delay") < self.base:
+            raise InvalidArgument(f"retries must be a whole number from 0 to {MAX_RETRIES}, got {shown(self.retries)}")
+        if not _is_number(self.factor) or not 1 <= self.factor <= 1000:
+            raise InvalidArgument(f"the factor of a retry must be from 1 to 1000, got {shown(self.factor)}")
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise InvalidArgument(f"jitter must be a number from 0 to 1, got {shown(self.jitter)}")
+        object.__setattr__(self, "base", seconds_of(self.base, "the delay of a retry"))
+        object.__setattr__(self, "max_delay", seconds_of(self.max_delay, "max_delay"))
+        if self.max_delay < self.base:
             raise InvalidArgument(
                 f"max_delay must be at least the first delay, got {self.max_delay:g} s after {self.base:g} s"
             )
         if self.retry_on is not None and not _is_retry_on(self.retry_on):
             raise InvalidArgument(
-                f"retry_on must be an exception type, a tuple of them or a function, got {self.retry_on!r}"
+                f"retry_on must be an exception type, a tuple of them or a plain function, got {shown(self.retry_on)}"
             )
 
     @classmethod
@@ -166,12 +168,14 @@ class RetryConfig:
         Raises:
             InvalidArgument: the text is none of these; the message shows it and the accepted forms.
         """
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"a retry must be one of the texts {_RETRY_FORMS}, got {shown(text)}")
         try:
             made = _read_retry(text.strip())
         except InvalidArgument as error:
-            raise InvalidArgument(f"cannot read the retry text {text!r}: {error}; use {_RETRY_FORMS}") from None
+            raise InvalidArgument(f"cannot read the retry text {shown(text)}: {error}; use {_RETRY_FORMS}") from None
         if made is None:
-            raise InvalidArgument(f"cannot read the retry text {text!r}; use {_RETRY_FORMS}")
+            raise InvalidArgument(f"cannot read the retry text {shown(text)}; use {_RETRY_FORMS}")
         return made
 
     def delay(self, retry: int, chance: float) -> float:
@@ -209,22 +213,24 @@ def retry_of(value: Retry, what: str = "retry") -> RetryConfig:
     if isinstance(value, RetryConfig):
         return value
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"{what} must be a RetryConfig or one of the texts {_RETRY_FORMS}, got {value!r}")
+        raise InvalidArgument(f"{what} must be a RetryConfig or one of the texts {_RETRY_FORMS}, got {shown(value)}")
     try:
         return RetryConfig.parse(value)
     except InvalidArgument as error:
         raise InvalidArgument(f"{what}: {error}") from None
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_retry_on(value: object) -> bool:
     if isinstance(value, tuple):
         types = cast("tuple[object, ...]", value)
         return all(isinstance(one, type) and issubclass(one, BaseException) for one in types)
-    return issubclass(value, BaseException) if isinstance(value, type) else callable(value)
+    if isinstance(value, type):
+        return issubclass(value, BaseException)
+    return callable(value) and not inspect.iscoroutinefunction(value)
 
 
 def _read_retry(text: str) -> RetryConfig | None:

@@ -27,8 +27,20 @@ Every message says what happened, to which execution and step, and what to do ab
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, cast
+
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = _reprs.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: on one short line, whatever it is and whatever its own `__repr__` does."""
+    try:
+        return " ".join(_reprs.repr(value).split())
+    except Exception as error:  # an int of too many digits, or code of the value's type
+        return f"an object of type {type(value).__name__} ({type(error).__name__} when shown)"
 
 
 class ZartError(Exception):

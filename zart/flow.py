@@ -1,4 +1,4 @@
-"""What a body may say besides awaiting its steps: outcomes, fallbacks, kept values, the time, the context."""
+"""What a body may say besides awaiting its steps: outcomes, fallbacks, kept values, timers, events, the context."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, overload
 
 from zart.annotations import annotation_of
 from zart.calls import Call, E_co, T_co, as_step_failure, is_declared
 from zart.codec import Codec, codec_for
+from zart.duration import MAX_SECONDS, Duration, seconds_of
 from zart.engine.scope import require_scope
 from zart.errors import InvalidArgument, StepFailed
 from zart.model import ExecutionInfo
@@ -169,6 +170,72 @@ async def now(name: str) -> datetime:
     return await scope.now(checked_name(name, "a moment"))
 
 
+async def sleep(name: str, duration: Duration) -> None:
+    """Wait durably: no process, connection or memory is held, and a crash makes it no longer.
+
+    Args:
+        name: identity of the wait in its run; the first pass fixes when it ends.
+        duration: a timedelta, seconds, or text such as "90s", "1h", "30d"; up to 100 years. Zero ends at once.
+
+    Raises:
+        NotInExecution, NotInBody: called in the wrong place.
+        InvalidArgument: name or duration cannot be used.
+
+    Example:
+        >>> await zart.sleep("cool-down", "1h")
+    """
+    scope = require_scope(f"sleep({name!r})")
+    await scope.sleep(checked_name(name, "a sleep"), seconds_of(duration, f"the duration of sleep {name!r}"))
+
+
+async def sleep_until(name: str, when: datetime) -> None:
+    """Wait durably until a moment, by the database's clock. One in the past ends at once.
+
+    Args:
+        name: identity of the wait in its run; the first pass fixes when it ends.
+        when: with a timezone, at most 100 years ahead.
+
+    Raises:
+        NotInExecution, NotInBody: called in the wrong place.
+        InvalidArgument: name or moment cannot be used.
+
+    Example:
+        >>> await zart.sleep_until("new-year", datetime(2030, 1, 1, tzinfo=UTC))
+    """
+    scope = require_scope(f"sleep_until({name!r})")
+    await scope.sleep_until(checked_name(name, "a sleep"), _checked_moment(when, name))
+
+
+@overload
+async def wait_for_event(name: str, *, timeout: Duration | None = None) -> Any: ...
+@overload
+async def wait_for_event(name: str, type: TypeForm[T], *, timeout: Duration | None = None) -> T: ...
+async def wait_for_event(name: str, type: Any = Any, *, timeout: Duration | None = None) -> Any:
+    """Wait durably for an event that `offer_event` brings. One that came before is there at once.
+
+    Args:
+        name: the event's name; the first one offered under it is kept, and it is waited for once per run.
+        type: what the payload is read as.
+        timeout: how long to wait, None for ever. Fixed by the first pass; zero only looks.
+
+    Returns:
+        The payload.
+
+    Raises:
+        EventTimeout: it did not come in time. Event or timeout: whichever is stored first stands.
+        SerializationError: the payload does not fit the type.
+        NotInExecution, NotInBody: called in the wrong place.
+        InvalidArgument: an argument cannot be used.
+
+    Example:
+        >>> approval = await zart.wait_for_event("approved", Approval, timeout="3d")
+    """
+    scope = require_scope(f"wait_for_event({name!r})")
+    checked_name(name, "an event")
+    seconds = None if timeout is None else seconds_of(timeout, f"the timeout of event {name!r}")
+    return await scope.wait_for_event(name, _codec(type, f"event {name!r}"), seconds)
+
+
 def context() -> ExecutionInfo:
     """Which execution this code runs for; in a step, `current_attempt` is the step's.
 
@@ -176,6 +243,18 @@ def context() -> ExecutionInfo:
         NotInExecution: it runs for none.
     """
     return require_scope("context()").info()
+
+
+def _checked_moment(when: object, name: str) -> datetime:
+    if not isinstance(when, datetime):
+        raise InvalidArgument(f"sleep_until({name!r}) takes a datetime, got {when!r}; sleep() takes a duration")
+    if when.tzinfo is None or when.utcoffset() is None:
+        raise InvalidArgument(
+            f"sleep_until({name!r}) got {when!r}, which says nothing of its timezone; add one, as in tzinfo=UTC"
+        )
+    if (when - datetime.now(UTC)).total_seconds() > MAX_SECONDS:
+        raise InvalidArgument(f"sleep_until({name!r}) takes a moment at most 100 years ahead, got {when.isoformat()}")
+    return when
 
 
 def _codec(annotation: Any, where: str) -> Codec:

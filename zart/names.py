@@ -11,8 +11,10 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from zart.config import MAX_NAME_BYTES
-from zart.errors import InvalidArgument, RegistrationError, ZartError
+from zart.errors import InvalidArgument, RegistrationError, ZartError, shown
+
+# Names are part of index keys; PostgreSQL refuses index rows over about 2,700 bytes.
+MAX_NAME_BYTES = 512
 
 _MISSING = inspect.Parameter.empty
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -26,22 +28,38 @@ def checked_name(name: object, what: str, error: type[ZartError] = InvalidArgume
         what: whose name it is, for the error's text.
         error: what to raise.
 
+    Returns:
+        The name as a plain str: a member of a StrEnum is its value.
+
     Raises:
         InvalidArgument: or `error`, when the name cannot be used.
     """
-    if not isinstance(name, str):
-        raise error(f"the name of {what} must be text, got {name!r}")
-    if not name:
-        raise error(f"the name of {what} must not be empty")
-    if "\0" in name:
-        raise error(f"the name of {what} must not hold a NUL character: {name!r}")
+    return checked_text(name, f"the name of {what}", MAX_NAME_BYTES, error)
+
+
+def checked_text(text: object, what: str, most: int, error: type[ZartError] = InvalidArgument) -> str:
+    """A text that PostgreSQL can keep in an index: not empty, without NUL, encodable, at most `most` bytes of UTF-8.
+
+    Args:
+        what: which text, as "execution_id" or "the name of a step".
+        error: what to raise.
+
+    Raises:
+        InvalidArgument: or `error`, when it cannot be used.
+    """
+    if not isinstance(text, str):
+        raise error(f"{what} must be text, got {shown(text)}")
+    if not text:
+        raise error(f"{what} must not be empty")
+    if "\0" in text:
+        raise error(f"{what} must not hold a NUL character, got {shown(text)}")
     try:
-        size = len(name.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
-        raise error(f"the name of {what} holds half of a surrogate pair: {name!r}") from None
-    if size > MAX_NAME_BYTES:
-        raise error(f"the name of {what} has {size} bytes, {MAX_NAME_BYTES} are allowed: {name[:60]!r}...")
-    return name
+        raise error(f"{what} must not hold half of a surrogate pair, got {shown(text)}") from None
+    if size > most:
+        raise error(f"{what} has {size:,} bytes, at most {most} are allowed, got {shown(text)}")
+    return text if type(text) is str else str.__str__(text)
 
 
 def refuse_bare(name: object, decorator: str) -> None:
@@ -107,7 +125,10 @@ class NameTemplate:
         return checked_name(text, f"step {self.text!r}")
 
     def _text(self, field: _Field, value: object) -> str:
-        text = _name_part(value)
+        try:
+            text = _name_part(value)
+        except ValueError as error:  # an int of too many digits
+            raise InvalidArgument(f"step name {self.text!r}: {field.parameter} cannot be part of it: {error}") from None
         if text is None:
             raise InvalidArgument(
                 f"step name {self.text!r}: {field.parameter} is of type {type(value).__name__}; a name takes str, int,"
@@ -122,7 +143,7 @@ def _field(parameter: str, text: str, function: Callable[..., Any]) -> _Field:
     if found is None or found.kind in _VARIADIC:
         known = ", ".join(name for name, one in parameters.items() if one.kind not in _VARIADIC) or "none"
         raise RegistrationError(
-            f"step name {text!r}: {{{parameter}}} is no parameter of {function.__qualname__}; its parameters: {known}"
+            f"step name {text!r}: {{{parameter}}} is no parameter of its function; the parameters: {known}"
         )
     position = list(parameters).index(parameter) if found.kind is not inspect.Parameter.KEYWORD_ONLY else None
     return _Field(parameter, position, found.default)

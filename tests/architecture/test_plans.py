@@ -173,7 +173,7 @@ async def test_what_follows_a_claim_goes_by_key(worker: TickingWorker) -> None:
     async with recorded_plans(worker.connection) as plans:
         assert len(await queue.load_claims(*place, ids)) == BATCH
         assert len(await queue.load_journal(*place, ids, ones, worker.id)) == 2 * BATCH
-        assert await queue.look(*place, worker.id, ids, ones, zeros, ones) == []
+        assert await queue.look(*place, worker.id, ids, ones, zeros, ones) == {}
         assert len(await queue.still_held(*place, worker.id, ids, ones)) == BATCH
         assert len(await queue.read_checkpoints(*place, ids, ones, [7] * BATCH)) == BATCH
         assert len(await queue.read_endings(*place, ids)) == BATCH

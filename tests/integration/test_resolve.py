@@ -128,7 +128,7 @@ async def test_a_read_refused_after_a_tick_has_committed_loses_none_of_its_claim
     await user.close()
 
 
-@pytest.mark.parametrize("statement", ["lanes_served", "load_claims", "still_held"], ids=["lanes", "load", "look"])
+@pytest.mark.parametrize("statement", ["lanes_served", "load_claims", "look"], ids=["lanes", "load", "look"])
 async def test_a_statement_cancelled_between_ticks_does_not_end_the_worker(
     database: Database, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
@@ -183,7 +183,7 @@ async def test_a_refused_value_fails_only_its_own_execution_while_links_are_cut(
 
 @pytest.mark.parametrize(
     "text",
-    ["zart_tick_1", "zart_load_claims_1", "lateral (select z.id, z.epoch"],
+    ["zart_tick_1", "zart_load_claims_1", "zart_look_1"],
     ids=["tick", "load", "look"],
 )
 async def test_a_link_that_falls_silent_is_given_up_and_made_again(

@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.support.database import Database
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
 from zart.model import ExecutionStatus, Kind, Outcome, StoredStatus, Verb
-from zart.store import executions, queue
+from zart.store import executions, journal, queue
 
 
 @pytest_asyncio.fixture
@@ -240,16 +240,29 @@ class TestChildren:
         await only_child(worker, parent, priority=0)
         [child] = await worker.claim()
 
-        async def look() -> list[int]:
-            return await queue.look(
-                worker.connection, worker.schema, worker.bucket, worker.id, [parent.id], [parent.epoch], [0], [1]
-            )
-
-        assert await look() == []
+        assert await worker.look([parent], done_at=1) == {}
         await worker.tick(moves=[Move(child.id, child.epoch, Verb.FINISH, output=b"1")])
-        assert await look() == [parent.id]
+        assert await worker.look([parent], done_at=1) == {parent.id: 0}
+
+
+class TestLook:
+    async def test_it_tells_the_wakes_of_bodies_that_know_others(self, worker: TickingWorker) -> None:
+        first, second = sorted(await worker.claim(2), key=lambda claim: claim.id)
+        await journal.offer_event(worker.connection, worker.schema, worker.bucket, "a", 51, "event", "1")
+        assert await worker.look([first, second], seen=0) == {first.id: 1}
+        assert await worker.look([first, second], seen=1) == {second.id: 0}
+
+    async def test_it_tells_the_wakes_in_any_case_when_none_are_known(self, worker: TickingWorker) -> None:
+        first, second = await worker.claim(2)
+        assert await worker.look([first, second], seen=-1) == {first.id: 0, second.id: 0}
+
+    async def test_it_tells_that_a_claim_is_gone(self, worker: TickingWorker) -> None:
+        cancelled, put_off, held = sorted(await worker.claim(3), key=lambda claim: claim.id)
         await executions.cancel(worker.connection, worker.schema, worker.bucket, "a")
-        assert await look() == [parent.id]
+        await worker.tick(moves=[Move(put_off.id, put_off.epoch, Verb.PUT_OFF)])
+        [claimed_again] = await worker.claim()
+        assert await worker.look([cancelled, put_off, held]) == {cancelled.id: None, put_off.id: None}
+        assert await worker.look([claimed_again], seen=-1) == {put_off.id: 0}
 
 
 class TestRetry:

@@ -341,15 +341,15 @@ async def delayed_last() -> None:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
-    """How often turns were asked whether they only wait."""
+    """How often it was tried to put a turn down."""
     counted: collections.Counter[str] = collections.Counter()
-    is_only_waiting = Turn.is_only_waiting
+    put_down = Turn.put_down
 
-    def count(turn: Turn) -> bool:
+    def count(turn: Turn) -> None:
         counted["looks"] += 1
-        return is_only_waiting(turn)
+        put_down(turn)
 
-    monkeypatch.setattr(Turn, "is_only_waiting", count)
+    monkeypatch.setattr(Turn, "put_down", count)
     return counted
 
 

@@ -6,26 +6,32 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import asyncpg
 import orjson
 
 from tests.support.database import Database
-from zart.codec import bucket_of
+from tests.support.modes import Mode
+from zart.codec import bucket_of, step_key
 from zart.config import WorkerConfig
 from zart.durable import DurableExecution
 from zart.engine.loop import WorkerLoop
 from zart.engine.session import new_worker_id
 from zart.metrics import Place
-from zart.model import ExecutionRecord, StepRecord
+from zart.model import EventAnswer, ExecutionRecord, KeySpace, StepRecord
 from zart.store import executions, journal, queue, workers
 
 WAKE_EVERY = 0.02
 
 
 class Engine:
-    """`workers` worker loops that serve `durables`. Wakes them all the time, as a supervisor's polling would."""
+    """Worker loops that serve `durables`. Wakes them all the time, as a supervisor's polling would.
+
+    `workers` is how many; by default as many as the mode needs.
+    """
+
+    mode: ClassVar[Mode] = Mode.AS_IS
 
     def __init__(
         self,
@@ -33,16 +39,16 @@ class Engine:
         durables: Sequence[DurableExecution[Any, Any]],
         *,
         config: WorkerConfig | None = None,
-        workers: int = 1,
+        workers: int | None = None,
     ) -> None:
         self.database, self.schema = database, database.schema
         self.registry = {durable.spec.task_name: durable.spec for durable in durables}
         self.config = config or WorkerConfig(lease_timeout="1h")
-        self.loops = [self._new_loop() for _ in range(workers)]
+        self.loops = [self._new_loop() for _ in range(workers or self.mode.workers)]
         self.tasks: list[asyncio.Task[None]] = []
 
     def _new_loop(self) -> WorkerLoop:
-        return WorkerLoop(
+        return self.mode.loop_class(
             dsn=self.database.dsn,
             schema=self.schema,
             registry=self.registry,
@@ -103,6 +109,19 @@ class Engine:
             timeout=spec.timeout,
         )
         await connection.close()
+
+    async def offer(
+        self, execution_id: str, name: str, payload: Any, connection: asyncpg.Connection | None = None
+    ) -> EventAnswer | None:
+        """Offer an event, in the connection's transaction if there is one."""
+        mine = await self.database.connect() if connection is None else connection
+        key = step_key(KeySpace.EVENT, name)
+        text = orjson.dumps(payload).decode()
+        bucket = self.bucket(execution_id)
+        offered = await journal.offer_event(mine, self.schema, bucket, execution_id, key, name, text)
+        if connection is None:
+            await mine.close()
+        return offered.answer
 
     async def record(self, execution_id: str) -> ExecutionRecord:
         connection = await self.database.connect()

@@ -154,6 +154,19 @@ class TickingWorker:
         """A tick that only claims."""
         return list((await self.tick(claim=limit)).claims)
 
+    async def look(self, claims: Sequence[Claim], *, seen: int = 0, done_at: int = NEVER) -> dict[int, int | None]:
+        """Wakes of those claims that have something to hear; None: the claim is gone."""
+        return await queue.look(
+            self.connection,
+            self.schema,
+            self.bucket,
+            self.id,
+            [claim.id for claim in claims],
+            [claim.epoch for claim in claims],
+            [seen] * len(claims),
+            [done_at] * len(claims),
+        )
+
 
 def read_answer(rows: Sequence[asyncpg.Record], moves: Sequence[Move] = ()) -> Answer:
     """The rows of a tick as one record; `moves` are those it was sent."""

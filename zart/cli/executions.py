@@ -175,9 +175,9 @@ def event(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """Offer an event to an execution; the first of a name wins.
+    """Offer an event to an execution, which may wait for it already or later; the first of a name wins.
 
-    Exit code 1: it was not the first, or came too late.
+    Exit code 1: it was not the first, the wait for it had timed out, or the execution had ended.
     """
     payload = parse_json(data, "--data")
 
@@ -192,9 +192,9 @@ def event(
             if not as_json:
                 print(f"{one_line(execution_id)} has the event {one_line(name)}")
         case EventAnswer.ALREADY_OFFERED:
-            raise Failed(f"{one_line(execution_id)} has an event {one_line(name)} already; the first one stays")
+            raise Failed(f"{one_line(execution_id)} has the event {one_line(name)} already, or waited too long for it")
         case EventAnswer.FINISHED:
-            raise Failed(f"{one_line(execution_id)} has ended; it takes no more events")
+            raise Failed(f"{one_line(execution_id)} had ended already; it takes no more events")
 
 
 def _ending(record: ExecutionRecord) -> str:

@@ -28,7 +28,7 @@ app.command()(executions.wait)
 app.command()(executions.cancel)
 app.command("list")(executions.list_)
 app.command()(executions.history)
-app.command(hidden=True)(executions.event)  # until durable functions can wait for events
+app.command()(executions.event)
 
 
 @app.callback()

@@ -12,8 +12,9 @@ from zart.codec import Codec
 from zart.engine import failure
 from zart.engine.replay import FailedTries
 from zart.engine.retry import delay_before_retry
-from zart.engine.signals import Stop, Suspended
+from zart.engine.signals import Suspended
 from zart.engine.spec import StepInvocation
+from zart.engine.waits import pause
 from zart.errors import NotInBody, SerializationError, StepFailed
 from zart.metrics import STEP_RETRIES, STEPS_FAILED
 from zart.model import ExecutionInfo, Kind
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from zart.engine.turn import Turn
 
 _FIRST = FailedTries()
-_LOOK_AGAIN = 0.05
 
 
 class OutOfTime(Exception):
@@ -126,24 +126,12 @@ class StepRun:
                 raise error
 
     async def _pause(self, due: float) -> None:
-        """Wait in memory for a short while; past the grace, give the slot back when the whole body only waits."""
-        turn, task = self.turn, asyncio.current_task(self.turn.loop)
-        assert task is not None
-        turn.waits[task] = due
-        pause = turn.host.grace
+        """Wait for the next try. A body that only waits gives its slot back meanwhile."""
+        self.turn.running -= 1
         try:
-            while (left := due - turn.loop.time()) > 0:
-                if left <= pause:
-                    await asyncio.sleep(left)
-                    continue
-                await asyncio.sleep(pause)
-                if turn.is_only_waiting():
-                    turn.interrupt(Stop.PARK)
-                pause = max(pause, _LOOK_AGAIN)
+            await pause(self.turn, due)
         finally:
-            del turn.waits[task]
-        if turn.stop is not None:
-            raise turn.suspended()
+            self.turn.running += 1
 
     # -- failures
 
@@ -191,6 +179,21 @@ class StepRun:
         """Refused, as `capture`."""
         raise NotInBody(self._misplaced("now", name))
 
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Refused: a step that is suspended would begin anew."""
+        raise NotInBody(self._misplaced("sleep", name))
+
+    async def sleep_until(self, name: str, when: datetime) -> None:
+        """Refused, as `sleep`."""
+        raise NotInBody(self._misplaced("sleep_until", name))
+
+    async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
+        """Refused, as `sleep`."""
+        raise NotInBody(self._misplaced("wait_for_event", name))
+
+    def know_task(self, task: asyncio.Task[Any]) -> None:
+        """A step's tasks are its own affair."""
+
     def info(self) -> ExecutionInfo:
         """The execution's id, name and input with this step's own attempt."""
         turn = self.turn
@@ -199,4 +202,7 @@ class StepRun:
         )
 
     def _misplaced(self, what: str, name: str) -> str:
-        return f"{what}({name!r}) was called inside step {self.name!r}; call it in the body and pass its value in"
+        return (
+            f"{what}({name!r}) was called inside step {self.name!r}; call it in the body,"
+            " and pass what the step needs of it as an argument"
+        )

@@ -55,10 +55,18 @@ class Host(Protocol):
 
     place: Place
     attribution: Attribution
-    grace: float
     max_result_bytes: int
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a body may wait in memory before it is parked."""
+        ...
 
     @property
     def rows(self) -> RowSink: ...
 
     async def database_time(self) -> datetime: ...
+
+    def look_for_events(self) -> None:
+        """A turn has `unread` events: read them soon, and tell it by `hear`."""
+        ...

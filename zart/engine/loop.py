@@ -14,13 +14,15 @@ from time import monotonic_ns
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.engine.batch import Batch
+from zart.engine.batch import NEVER, Batch
 from zart.engine.load import Loader
 from zart.engine.polling import is_worth_a_claim
+from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.resolve import Resolver
 from zart.engine.session import Held, Session
 from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
+from zart.engine.tasks import follow_tasks, leave_tasks
 from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
@@ -32,7 +34,8 @@ from zart.store import journal, queue, workers
 log = logging.getLogger("zart.engine")
 
 BEAT = 0.1
-LOOK_EVERY = 2  # beats
+LOOK_EVERY = 2  # beats; every one when bodies wait
+ALWAYS = -1  # a number of wake-ups that never is
 LOOK_AT_TURNS_OLDER_THAN = 0.5
 LAST_TICKS = 3.0
 
@@ -62,7 +65,7 @@ class WorkerLoop:
     ) -> None:
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
-        self.grace, self.max_result_bytes = config.grace_seconds, config.max_result_bytes
+        self.max_result_bytes = config.max_result_bytes
         self.turns: dict[int, Turn] = {}
         self._session = Session(
             dsn=dsn,
@@ -102,6 +105,7 @@ class WorkerLoop:
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
         self._loader = Loader(self._session, self.rows, self.registry, self.config, self._resolver.lose)
         self.wake()
+        follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
         self._working = self._loop.create_task(self._cycle())
         try:
@@ -116,6 +120,7 @@ class WorkerLoop:
             ) from error
         finally:
             beat.cancel()
+            leave_tasks(self._loop)
             for turn in list(self.turns.values()):
                 turn.lose()
             await self._session.close()
@@ -340,18 +345,63 @@ class WorkerLoop:
         self._kick()
 
     async def _look(self) -> None:
-        """Turns that have gone on for a while hear here that they were cancelled."""
-        session, before = self._session, self._loop.time() - LOOK_AT_TURNS_OLDER_THAN
-        for bucket in range(session.buckets):
-            old = [t for t in self.turns.values() if t.bucket == bucket and t.main is not None and t.began < before]
-            if not old:
+        """Waiting turns hear here of events, and those that have gone on for a while that they were cancelled."""
+        before = self._loop.time() - LOOK_AT_TURNS_OLDER_THAN
+        for bucket in range(self._session.buckets):
+            turns = [
+                turn
+                for turn in self.turns.values()
+                if turn.bucket == bucket and turn.main is not None and (turn.events or turn.began < before)
+            ]
+            if turns:
+                await self._look_at(bucket, turns)
+
+    async def _look_at(self, bucket: int, turns: Sequence[Turn]) -> None:
+        session = self._session
+        wakes = await queue.look(
+            session.connection,
+            session.schema,
+            bucket,
+            session.worker_id,
+            [turn.id for turn in turns],
+            [turn.epoch for turn in turns],
+            [ALWAYS if turn.unread else turn.seen for turn in turns],
+            [NEVER] * len(turns),
+        )
+        self.place.last_tick_ns = monotonic_ns()
+        told: list[tuple[Turn, int, list[int]]] = []
+        for turn in turns:
+            if turn.id not in wakes or turn.ended:
                 continue
-            ids, epochs = [turn.id for turn in old], [turn.epoch for turn in old]
-            held = await queue.still_held(session.connection, session.schema, bucket, session.worker_id, ids, epochs)
-            self.place.last_tick_ns = monotonic_ns()
-            for turn in old:
-                if (turn.id, turn.epoch) not in held and not turn.ended:
-                    self._resolver.lose(turn)
+            count = wakes[turn.id]
+            if count is None:
+                self._resolver.lose(turn)
+            elif turn.events:
+                told.append((turn, count, list(turn.events)))
+        if told:
+            await self._read_events(bucket, told)
+
+    async def _read_events(self, bucket: int, told: Sequence[tuple[Turn, int, list[int]]]) -> None:
+        """Read the awaited events of turns, after their counters: so an event that comes in between is read again."""
+        session = self._session
+        asked = [(turn.id, turn.run, key) for turn, _, keys in told for key in keys]
+        ids, runs, keys = (list(column) for column in zip(*asked, strict=True))
+        found: dict[int, dict[int, Checkpoint]] = {}
+        for row in await queue.read_checkpoints(session.connection, session.schema, bucket, ids, runs, keys):
+            found.setdefault(row["id"], {})[row["step_key"]] = checkpoint_of(row)
+        for turn, count, looked_for in told:
+            if not turn.ended:
+                turn.hear(count, found.get(turn.id, {}), looked_for)
+
+    def look_for_events(self) -> None:
+        """Host.look_for_events."""
+        self._look_due = True
+        self._kick()
+
+    @property
+    def grace(self) -> float:
+        """Host.grace. When slots are wanted, waiting bodies give theirs back at once."""
+        return self.config.grace_seconds if len(self.turns) < self.config.max_concurrent_tasks else 0.0
 
     async def _beat(self) -> None:
         beats = 0
@@ -362,6 +412,10 @@ class WorkerLoop:
             self.place.held = len(self.turns)
             if self._draining and self._session.lost and not any(turn.is_running() for turn in self.turns.values()):
                 self._give_up()
-            if beats % LOOK_EVERY == 0 and self.turns:
+            waiting = [turn for turn in self.turns.values() if turn.waits]
+            if self.turns and (beats % LOOK_EVERY == 0 or waiting):
                 self._look_due = True
                 self._kick()
+            now = self._loop.time()
+            for turn in waiting:
+                turn.rest(now)

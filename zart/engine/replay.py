@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from zart.engine.where import where
 from zart.errors import StepDiverged
 from zart.model import Kind
 
@@ -67,8 +68,11 @@ class History:
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict[int, Checkpoint])
     tries: dict[int, FailedTries] = field(default_factory=dict[int, FailedTries])
 
-    def find(self, key: int, name: str, kind: Kind) -> Checkpoint | None:
+    def find(self, key: int, name: str, kind: Kind, body: Any = None) -> Checkpoint | None:
         """The checkpoint under this key, or None.
+
+        Args:
+            body: the coroutine of the body that asks, for the error's text.
 
         Raises:
             StepDiverged: the journal holds another name or another kind of operation there.
@@ -79,7 +83,7 @@ class History:
         if stored.name != name or stored.kind != kind:
             raise StepDiverged(
                 f"the journal has {Kind(stored.kind).name.lower()} {stored.name!r} where the code now has"
-                f" {kind.name.lower()} {name!r}; give the changed operation a name of its own"
+                f" {kind.name.lower()} {name!r}{where(body)}; give the changed operation a name of its own"
             )
         return stored
 

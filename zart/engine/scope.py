@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
@@ -28,7 +29,23 @@ class Scope(Protocol):
         """Keep the database's UTC time."""
         ...
 
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Wait durably for so many seconds."""
+        ...
+
+    async def sleep_until(self, name: str, when: datetime) -> None:
+        """Wait durably for a moment."""
+        ...
+
+    async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
+        """Wait durably for an event; EventTimeout after `timeout` seconds."""
+        ...
+
     def info(self) -> ExecutionInfo: ...
+
+    def know_task(self, task: asyncio.Task[Any]) -> None:
+        """Its code has made this task."""
+        ...
 
 
 current_scope: ContextVar[Scope | None] = ContextVar("zart_scope", default=None)

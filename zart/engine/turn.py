@@ -10,13 +10,13 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, NoReturn
 
 from zart.codec import Codec, codec_for, step_key
-from zart.engine import failure
+from zart.engine import failure, waits
 from zart.engine.attempt import StepRun
 from zart.engine.batch import NEVER
 from zart.engine.host import Host
@@ -25,6 +25,7 @@ from zart.engine.retry import delay_before_retry
 from zart.engine.scope import current_scope
 from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import DurableSpec, StepInvocation
+from zart.engine.tasks import is_joining
 from zart.errors import DuplicateStepName, NotInExecution, SerializationError
 from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
@@ -49,14 +50,15 @@ class Turn:
     Attributes:
         id, run, epoch, bucket: the claim.
         history: what the journal had; None for an execution that nobody ran before.
+        seen: how many wake-ups its history knows of; more mean that an event may have come.
         stop: why it has to stop, None while it may go on.
         ended: its ending was sent, or its claim is gone.
     """
 
     __slots__ = (
         "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at", "deadline_timer", "ended",
-        "epoch", "execution_id", "history", "host", "id", "live", "loop", "main", "names", "refusal", "run", "seen",
-        "spec", "stop", "storing", "tasks", "waits", "wake_at",
+        "epoch", "events", "execution_id", "history", "host", "id", "loop", "made", "main", "names", "refusal", "run",
+        "running", "seen", "spec", "stop", "storing", "tasks", "unread", "waiting_since", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -78,15 +80,18 @@ class Turn:
         self.ended = False
         self.main: asyncio.Task[None] | None = None
         self.names: set[int] = set()
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()  # that called zart
+        self.made: set[asyncio.Task[Any]] = set()  # by the body's own code
         self.storing: set[asyncio.Future[Checkpoint | None]] = set()
         self.waits: dict[asyncio.Task[Any], float] = {}
+        self.events: dict[int, asyncio.Future[Checkpoint]] = {}
+        self.unread: set[int] = set()  # those of them that nobody has looked for yet
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
         self.cut = False
         self.adopted, self.crashes = adopted, crashes
-        self.live = 0
-        self.began = 0.0
+        self.running = 0  # steps, those in a delay between two tries left out
+        self.began = self.waiting_since = 0.0
 
     # -- life, in order
 
@@ -142,6 +147,8 @@ class Turn:
 
     async def _await_started(self) -> None:
         """A body that returns waits for the steps it started and that still run; their failure is its own."""
+        if self.made:
+            await asyncio.sleep(0)  # tasks that have not begun call zart now
         while running := [task for task in self.tasks if not task.done()]:
             for task in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                 if not task.cancelled():
@@ -201,7 +208,21 @@ class Turn:
         """Let running steps end and be kept; begin nothing else. A body that only waits is suspended at once."""
         if self.stop is None:
             self.stop = Stop.HAND_BACK
-            if self.waits and self.is_only_waiting():
+            self.put_down()
+
+    def rest(self, now: float) -> None:
+        """Give the slot back when the body has only waited for a while. Called all the time."""
+        if self.waits and (self.stop is not None or now - self.waiting_since >= self.host.grace):
+            self.put_down()
+
+    def put_down(self) -> None:
+        """Park, or hand back, a body that only waits."""
+        if self.ended or self.cut or not self.waits or self.stop not in (None, Stop.HAND_BACK):
+            return
+        if self._is_only_waiting():
+            if not self.unread:
+                self.interrupt(Stop.PARK)
+            elif self.stop is Stop.HAND_BACK:
                 self._cancel()
 
     def interrupt(self, stop: Stop) -> None:
@@ -232,7 +253,7 @@ class Turn:
 
     def _cancel(self) -> None:
         self.cut = True
-        for task in self.tasks:
+        for task in self.tasks if self.stop is not Stop.PARK else self.tasks | self.made:
             task.cancel()
         if self.main is not None:
             self.main.cancel()
@@ -248,13 +269,25 @@ class Turn:
         self.cut = True
         return Suspended()
 
-    def is_only_waiting(self) -> bool:
-        """True when all that the body does, as far as zart knows of it, is to wait for a time.
+    def _is_only_waiting(self) -> bool:
+        """True when each task of the body waits durably, or for others that do."""
+        if self.running or self.storing:
+            return False
+        body = self.tasks | self.made
+        if self.main is not None:
+            body.add(self.main)
+        return all(task in self.waits or task.done() or is_joining(task, body) for task in body)
 
-        A task of the body's own that has not called zart yet is not known.
-        """
-        waiting = self.live == len(self.waits) and not self.storing
-        return waiting and all(task.done() or task in self.waits for task in self.tasks)
+    def hear(self, wakes: int, found: Mapping[int, Checkpoint], looked_for: Iterable[int]) -> None:
+        """Take in what was looked for. `wakes` was read before the events were: none of them is ever missed."""
+        self.seen = wakes
+        self.unread.difference_update(looked_for)
+        for key, event in found.items():
+            future = self.events.get(key)
+            if future is not None and not future.done():
+                future.set_result(event)
+        if not self.host.grace:
+            self.put_down()
 
     def name(self) -> str:
         """How logs call it: the caller's id, or the number of one that was not begun."""
@@ -292,13 +325,13 @@ class Turn:
                 self.host.place.words[STEPS_REPLAYED] += 1
                 return replayed(stored, spec.codec, spec.raises)
             tries = self.history.tries.get(key)
-        self._know_task()
+        self._know_caller()
         run = StepRun(self, call, name, key, tries)
         thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
         value: Any = None
         failed: BaseException | None = None
         token = current_scope.set(run)
-        self.live += 1
+        self.running += 1
         try:
             if self.storing:
                 await self._earlier_checkpoints()
@@ -310,7 +343,7 @@ class Turn:
                 value = await run.later_tries(failed)
         finally:
             failed = None
-            self.live -= 1
+            self.running -= 1
             current_scope.reset(token)
             if thread is not None:
                 self.host.place.leave_thread(thread)
@@ -340,25 +373,29 @@ class Turn:
 
     async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
         """Scope.capture."""
-        key, stored = await self._begin_operation(name)
+        key, stored = await self.begin_operation(name, Kind.CAPTURE)
         return replayed(stored, codec, ()) if stored is not None else await self._keep(name, key, function(), codec)
 
     async def now(self, name: str) -> datetime:
         """Scope.now."""
-        key, stored = await self._begin_operation(name)
+        key, stored = await self.begin_operation(name, Kind.CAPTURE)
         if stored is not None:
             kept: datetime = replayed(stored, _TIME_CODEC, ())
         else:
             kept = await self._keep(name, key, (await self.host.database_time()).astimezone(UTC), _TIME_CODEC)
         return kept
 
-    async def _begin_operation(self, name: str) -> tuple[int, Checkpoint | None]:
-        """The key of a capture, and its checkpoint if there is one."""
-        if self.ended or self.stop is not None:
-            await self._refuse_call()
-        self._know_task()
-        key = self._claim_name(name)
-        return key, None if self.history is None else self.history.find(key, name, Kind.CAPTURE)
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Scope.sleep."""
+        await waits.sleep(self, name, seconds)
+
+    async def sleep_until(self, name: str, when: datetime) -> None:
+        """Scope.sleep_until."""
+        await waits.sleep_until(self, name, when)
+
+    async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
+        """Scope.wait_for_event."""
+        return await waits.wait_for_event(self, name, codec, timeout)
 
     async def _keep(self, name: str, key: int, value: Any, codec: Codec) -> Any:
         if self.ended or self.is_interrupted():
@@ -375,7 +412,35 @@ class Turn:
         """Scope.info."""
         return ExecutionInfo(self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries)
 
+    def know_task(self, task: asyncio.Task[Any]) -> None:
+        """Scope.know_task."""
+        if not self.ended:
+            self.made.add(task)
+            task.add_done_callback(self.made.discard)
+
     # -- parts
+
+    async def begin_operation(self, name: str, kind: Kind) -> tuple[int, Checkpoint | None]:
+        """The key of an operation other than a step, and its checkpoint if there is one."""
+        if self.ended or self.stop is not None:
+            await self._refuse_call()
+        self._know_caller()
+        key = self._claim_name(name)
+        return key, None if self.history is None else self.history.find(key, name, kind)
+
+    async def begin_event(self, name: str) -> tuple[int, Checkpoint | None]:
+        """The key of an event to be waited for, and what the history has under it."""
+        if self.ended or self.stop is not None:
+            await self._refuse_call()
+        self._know_caller()
+        key = step_key(KeySpace.EVENT, name)
+        if key in self.names:
+            raise DuplicateStepName(
+                f"execution {self.execution_id!r} waits twice for the event {name!r}; only one event of a name is kept"
+                f' in a run: give each its own name, as "{name}-2"'
+            )
+        self.names.add(key)
+        return key, None if self.history is None else self.history.find(key, name, Kind.EVENT)
 
     async def store(
         self,
@@ -397,7 +462,7 @@ class Turn:
         finally:
             self.storing.discard(future)
 
-    def _know_task(self) -> None:
+    def _know_caller(self) -> None:
         """Remember a task of the body's own that calls zart: the turn ends only when it has ended."""
         task = asyncio.current_task(self.loop)
         if task is not self.main and task is not None and task not in self.tasks:

@@ -15,6 +15,7 @@ from zart.postgres.connection import Connection
 from zart.store.statements import statement
 
 RETRYING = "retrying"
+WAITING = "waiting"
 
 # Rows of these kinds are written when the operation begins; all others when it has ended.
 _REGISTRATIONS = frozenset({Kind.SLEEP, Kind.WAIT, Kind.GROUP})
@@ -31,7 +32,8 @@ class Offered:
 async def history(connection: Connection, schema: str, bucket: int, execution_id: str) -> list[StepRecord] | None:
     """The present run's journal in the order it was written; None if there is no such execution.
 
-    A step that failed and is to be tried again has the status `retrying`.
+    A step that failed and is to be tried again has the status `retrying`; a sleep that is not over, and an event that
+    has not come, `waiting`.
     """
     rows = await connection.fetch(statement("history", schema), bucket, execution_id)
     if not rows:
@@ -40,8 +42,13 @@ async def history(connection: Connection, schema: str, bucket: int, execution_id
     for row in rows:
         if row["kind"] is None and row["step_key"] is not None:
             failed[row["step_key"]].append(row)
-    checkpoints = [row for row in rows if row["kind"] is not None]
-    steps = [_step(row, failed.pop(row["step_key"], [])) for row in checkpoints]
+    waited = {row["name"]: row for row in rows if row["kind"] == Kind.WAIT}
+    came = {row["name"] for row in rows if row["kind"] == Kind.EVENT}
+    steps = [
+        _step(row, failed.pop(row["step_key"], []), waited.get(row["name"]) if row["kind"] == Kind.EVENT else None)
+        for row in rows
+        if row["kind"] is not None and not (row["kind"] == Kind.WAIT and row["name"] in came)
+    ]
     return steps + [_retrying(tries) for tries in failed.values()]
 
 
@@ -67,20 +74,23 @@ async def deliver_signals(connection: Connection, schema: str, bucket: int) -> t
     return row["seen"], row["delivered"]
 
 
-def _step(row: Record, tries: Sequence[Record]) -> StepRecord:
+def _step(row: Record, tries: Sequence[Record], waited: Record | None) -> StepRecord:
+    """A journal row as a record. `waited`: since when and until when the body waited for the event that it is."""
     kind = Kind(row["kind"])
     began = next((each["began_at"] for each in tries), row["began_at"])
     ended = kind not in _REGISTRATIONS
+    if waited is not None:
+        began = min(waited["created_at"], row["created_at"])
     return StepRecord(
         name=row["name"],
-        kind=kind.name.lower(),
-        status=_status(kind, row["status"]),
+        kind=(Kind.EVENT if kind is Kind.WAIT else kind).name.lower(),
+        status=WAITING if kind is Kind.WAIT or (kind is Kind.SLEEP and row["ahead"]) else _status(kind, row["status"]),
         result=_plain(row["result"]),
         error=_plain(row["error"]),
         attempts=row["attempts"],
         started_at=began if ended else row["created_at"],
         finished_at=row["created_at"] if ended else None,
-        due=row["due"],
+        due=row["due"] if waited is None else waited["due"],
         failed_attempts=tuple(_attempt(each) for each in tries),
     )
 

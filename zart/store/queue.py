@@ -46,10 +46,21 @@ async def look(
     epochs: Sequence[int],
     seen: Sequence[int],
     done_at: Sequence[int],
-) -> list[int]:
-    """Ids of waiting bodies that have something to hear: a wake-up, their children's end, the loss of their claim."""
+) -> dict[int, int | None]:
+    """Waiting bodies that have something to hear: a wake-up, their children's end, the loss of their claim.
+
+    A body may park with a counter from here only if it read its journal, or the key it waits for, after this call: the
+    counter says which wake-ups it knows of.
+
+    Args:
+        seen: the wakes that each body knows of; -1: tell them in any case.
+        done_at: how many children's ends each body waits for, those it has included.
+
+    Returns:
+        Wakes by id, None when `worker` does not have the claim any more.
+    """
     rows = await connection.fetch(statement("look", schema), bucket, worker, ids, epochs, seen, done_at)
-    return [row[0] for row in rows]
+    return {row[0]: row[1] for row in rows}
 
 
 async def still_held(

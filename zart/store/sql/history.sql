@@ -1,8 +1,9 @@
 -- history: the journal of an execution's present run, failed tries included ($1 bucket, $2 execution_id).
--- Rows: kind null is a failed try, attempts its number. No row at all: no such execution; step_key null: an empty
---   journal.
+-- Rows: kind null is a failed try, attempts its number; ahead: its due time is to come. No row at all: no such
+--   execution; step_key null: an empty journal.
 -- Locks: none. Index: unique index on execution_id, primary keys.
-select j.step_key, j.kind, j.status, j.attempts, j.name, j.result, j.error, j.due, j.began_at, j.created_at
+select j.step_key, j.kind, j.status, j.attempts, j.name, j.result, j.error, j.due, j.began_at,
+       j.created_at, coalesce(j.due > clock_timestamp(), false) as ahead
 from :schema.zart_executions e
 left join lateral (
   select t.step_key, t.kind, t.status, t.attempts, t.name, t.result::text as result, t.error::text as error, t.due,
