@@ -38,7 +38,7 @@ except ImportError as error:
         " checkout, `python setup.py build_ext --inplace` (either needs a C compiler and the headers of this Python)"
     ) from error
 
-__all__ = ["PLAIN", "Attribution", "Codec", "bucket_of", "codec_for", "encode_plain", "step_key"]
+__all__ = ["MARK", "PLAIN", "Attribution", "Codec", "bucket_of", "codec_for", "encode_plain", "step_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Codec(ABC):
 # Without an annotation
 
 _SCALARS = frozenset((type(None), bool, int, float, str))
-_MARK = "$zart"
+MARK = "$zart"
 
 
 def _from_timedelta(value: timedelta) -> list[int]:
@@ -128,7 +128,7 @@ class _PlainCodec(Codec):
         try:
             if type(value) not in _CARRIED:
                 data = encode_plain(value)
-                if type(value) is not dict or _MARK not in value:
+                if type(value) is not dict or MARK not in value:
                     return data, orjson.loads(data)
             data = _marked(value)
         except SerializationError:
@@ -138,20 +138,20 @@ class _PlainCodec(Codec):
 
 
 def _is_marker(value: Any) -> bool:
-    return type(value) is dict and _MARK in value
+    return type(value) is dict and MARK in value
 
 
 def _marked(value: Any) -> bytes:
     name, to_json, _ = _MARKED[type(value)]
-    return encode_plain({_MARK: name, "value": to_json(value)})
+    return encode_plain({MARK: name, "value": to_json(value)})
 
 
 def _unmark(marker: Any) -> Any:
     try:
-        return _UNMARK[marker[_MARK]](marker["value"])
+        return _UNMARK[marker[MARK]](marker["value"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise SerializationError(
-            f"the stored value has the key {_MARK!r} but is no marker that this version of zart knows; read it with the"
+            f"the stored value has the key {MARK!r} but is no marker that this version of zart knows; read it with the"
             " version that wrote it"
         ) from error
 

@@ -15,7 +15,7 @@ from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
 from zart.engine.scope import current_scope
 from zart.engine.spec import DurableSpec
-from zart.errors import InvalidArgument, RegistrationError, ZartError
+from zart.errors import InvalidArgument, RegistrationError, ZartError, shown
 from zart.names import checked_name, refuse_bare
 
 D = TypeVar("D")
@@ -170,15 +170,17 @@ def zart_durable(
         ... async def onboarding(data: OnboardingData) -> Receipt: ...
     """
     refuse_bare(name, "zart_durable")
-    checked_name(name, "a durable function", RegistrationError)
+    name = checked_name(name, "a durable function", RegistrationError)
     what = f"durable function {name!r}"
     if on_failure is not None:
         raise _no_on_failure(name)
-    if retry is not None and max_retries:
-        raise RegistrationError(f"{what} has both retry and max_retries; keep the one you mean")
-    config = retries_of(max_retries, name) if retry is None else retry_of(retry, f"retry of {what}")
+    config = retries_of(max_retries, name)
+    if retry is not None:
+        if config.retries:
+            raise RegistrationError(f"{what} has both retry and max_retries; keep the one you mean")
+        config = retry_of(retry, f"retry of {what}")
     seconds = timeout_of(timeout, f"timeout of {what}")
-    checked_name(queue, f"the queue of {what}", RegistrationError)
+    queue = checked_name(queue, f"the queue of {what}", RegistrationError)
     _checked_priority(name, priority)
 
     def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
@@ -227,9 +229,10 @@ def retries_of(max_retries: int, name: str) -> RetryConfig:
         InvalidArgument: it is no whole number, negative or too large.
     """
     try:
-        return RetryConfig.exponential(max_retries, "1s", max_delay="5m") if max_retries else RetryConfig.none()
+        config = RetryConfig.exponential(max_retries, "1s", max_delay="5m")
     except InvalidArgument as error:
         raise InvalidArgument(f"max_retries of durable function {name!r}: {error}") from None
+    return config if config.retries else RetryConfig.none()
 
 
 def body_parameter(function: object, what: str) -> str | None:
@@ -239,7 +242,7 @@ def body_parameter(function: object, what: str) -> str | None:
         RegistrationError: it is not `async def`, or takes more than one argument.
     """
     if not callable(function) or isinstance(function, type) or not inspect.iscoroutinefunction(function):
-        raise RegistrationError(f"{what} must be an `async def` function, got {function!r}")
+        raise RegistrationError(f"{what} must be an `async def` function, got {shown(function)}")
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters:
         return None
@@ -267,17 +270,18 @@ def describe_body(durable: DurableExecution[Any, Any], body: Callable[..., Await
     """
     if not durable.task_name:
         raise RegistrationError(f'{label} has no name; write `class {label}(DurableExecution[...], name="...")`')
-    what = f"durable function {durable.task_name!r}"
+    name = checked_name(durable.task_name, f"durable function {label}", RegistrationError)
+    what = f"durable function {name!r}"
     parameter = body_parameter(body, what)
     return DurableSpec(
-        task_name=durable.task_name,
+        task_name=name,
         invoke=body if parameter else _ignoring_data(body),
         input_codec=parameter_codec(body, parameter, f"input of {what}") if parameter else PLAIN,
         output_codec=result_codec(body, f"result of {what}"),
         retry=retry_of(durable.retry_config(), f"retry of {what}"),
         timeout=timeout_of(durable.timeout(), f"timeout of {what}"),
-        queue=durable.queue,
-        priority=durable.priority,
+        queue=checked_name(durable.queue, f"the queue of {what}", RegistrationError),
+        priority=_checked_priority(name, durable.priority),
         takes_data=parameter is not None,
     )
 
@@ -289,7 +293,8 @@ def _ignoring_data(body: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaita
 def _checked_priority(name: str, priority: int) -> int:
     if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
         raise InvalidArgument(
-            f"priority of durable function {name!r} must be a whole number from 0 to {MAX_PRIORITY}, got {priority!r}"
+            f"priority of durable function {name!r} must be a whole number from 0 to {MAX_PRIORITY},"
+            f" got {shown(priority)}"
         )
     return priority
 

@@ -68,7 +68,7 @@ def timeout_of(value: Duration | None, what: str) -> float | None:
         return None
     seconds = seconds_of(value, what)
     if not seconds:
-        raise InvalidArgument(f"{what} must be more than 0 seconds, got {value!r}; None means no timeout")
+        raise InvalidArgument(f"{what} must be more than 0 seconds, got {shown(value)}; None means no timeout")
     return seconds
 
 

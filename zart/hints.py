@@ -13,8 +13,8 @@ _PATIENCE = 2.0
 
 _log = logger("hints")
 
-Send: TypeAlias = Callable[[int, str, str], Awaitable[object]]
-"""Sends one hint: bucket, queue, task_name."""
+Send: TypeAlias = Callable[[int, str | None, str | None], Awaitable[object]]
+"""Sends one hint: bucket, queue, task_name (None: not known)."""
 
 
 class HintSender:
@@ -22,10 +22,10 @@ class HintSender:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._wanted: dict[tuple[int, str, str], None] = {}
+        self._wanted: dict[tuple[int, str | None, str | None], None] = {}
         self._sending: asyncio.Task[None] | None = None
 
-    def send(self, bucket: int, queue: str, task_name: str) -> None:
+    def send(self, bucket: int, queue: str | None = None, task_name: str | None = None) -> None:
         """Send a hint soon. If it is lost, workers find the work at their next poll."""
         self._wanted[bucket, queue, task_name] = None
         if self._sending is None or self._sending.done():

@@ -141,9 +141,10 @@ def _field(parameter: str, text: str, function: Callable[..., Any]) -> _Field:
     parameters = inspect.signature(function).parameters
     found = parameters.get(parameter)
     if found is None or found.kind in _VARIADIC:
+        owner = getattr(function, "__qualname__", "the function")
         known = ", ".join(name for name, one in parameters.items() if one.kind not in _VARIADIC) or "none"
         raise RegistrationError(
-            f"step name {text!r}: {{{parameter}}} is no parameter of its function; the parameters: {known}"
+            f"step name {text!r}: {{{parameter}}} is no parameter of {owner}; its parameters: {known}"
         )
     position = list(parameters).index(parameter) if found.kind is not inspect.Parameter.KEYWORD_ONLY else None
     return _Field(parameter, position, found.default)

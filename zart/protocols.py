@@ -258,6 +258,14 @@ class DurableScheduler(Protocol):
     ) -> EventAnswer:
         """Offer an event to an execution; it may come before the execution waits for it. The first of a name is kept.
 
+        Args:
+            payload: plain JSON values, or one datetime, date, timedelta, UUID, Decimal or bytes.
+            conn: the caller's connection, whose transaction it joins.
+
+        Returns:
+            `accepted`; `already_offered` when another one was first, or the wait for it had timed out; `finished` when
+            the execution had ended.
+
         Raises:
             ExecutionNotFound: there is no execution of this id.
             SerializationError: the payload cannot be kept as it is.
@@ -282,7 +290,7 @@ class DurableScheduler(Protocol):
             status, task_name, queue: only these.
             parent: only the children of this execution id.
             created_after, created_before: bounds of the start's time, with time zone.
-            limit: how many at most, 1 to 1000.
+            limit: how many at most, 1 to 10,000.
             after: `Page.after` of the page before.
         """
         ...

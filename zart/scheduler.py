@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import asyncpg
 
-from zart.codec import PLAIN, codec_for, step_key
-from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA
+from zart.codec import codec_for, step_key
+from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA, MAX_EXECUTION_ID_BYTES
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.errors import (
     DatabaseUnreachable,
     ExecutionNotFound,
     InvalidArgument,
-    SerializationError,
     WaitTimedOut,
     ZartError,
+    shown,
 )
+from zart.hints import HintSender
 from zart.model import (
     EventAnswer,
     ExecutionRecord,
@@ -32,16 +33,25 @@ from zart.model import (
     StepRecord,
     StoredStatus,
 )
-from zart.names import checked_name
+from zart.names import checked_name, checked_text
 from zart.postgres.connection import Connection, connect
 from zart.postgres.pool import Database, translated
 from zart.protocols import D, DurableScheduler, ExecutionHandle, R, Scheduler, T
 from zart.starting import Starter
-from zart.store import executions, journal
+from zart.store import executions, journal, workers
 from zart.store import migrate as migrations
 from zart.store.statements import quoted, statement
 from zart.tables import Tables
-from zart.terms import StartTerms, checked_id, spec_of, terms_by_name, terms_of
+from zart.terms import (
+    StartTerms,
+    check_moment,
+    checked_id,
+    checked_status,
+    encoded_plain,
+    spec_of,
+    terms_by_name,
+    terms_of,
+)
 from zart.waiting import Ending, EndingPoller, Found
 
 if TYPE_CHECKING:
@@ -49,6 +59,8 @@ if TYPE_CHECKING:
 
 # Longer than a healthy database takes for one row; a wait whose time is up ends at most so much later.
 _LAST_LOOK = 1.0
+# More than a PostgreSQL serves well.
+MAX_POOL_SIZE = 10_000
 
 __all__ = ["DurableScheduler", "ExecutionHandle", "PostgresScheduler", "Scheduler"]
 
@@ -64,7 +76,8 @@ class PostgresScheduler(DurableScheduler):
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._starter = Starter(tables)
+        self._hints = HintSender(self._send_hint)
+        self._starter = Starter(tables, self._hints)
         self._endings = EndingPoller(self._look)
 
     @classmethod
@@ -96,7 +109,7 @@ class PostgresScheduler(DurableScheduler):
     async def close(self) -> None:
         """End all waits with an error, send the hints that are due, and close the connections."""
         await self._endings.close()
-        await self._starter.close()
+        await self._hints.close()
         await self._tables.database.close()
 
     async def __aenter__(self) -> Self:
@@ -233,7 +246,8 @@ class PostgresScheduler(DurableScheduler):
     # -- looking
 
     async def status(self, execution_id: str) -> ExecutionRecord:
-        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        execution_id = checked_id(execution_id)
+        buckets = await self._tables.buckets_of(execution_id)
         async with self._tables.connection(f"reading execution {execution_id!r}") as connection:
             for bucket in buckets:
                 if record := await executions.status(connection, self.schema, bucket, execution_id):
@@ -241,7 +255,8 @@ class PostgresScheduler(DurableScheduler):
         raise ExecutionNotFound(execution_id)
 
     async def history(self, execution_id: str) -> list[StepRecord]:
-        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        execution_id = checked_id(execution_id)
+        buckets = await self._tables.buckets_of(execution_id)
         async with self._tables.connection(f"reading the history of execution {execution_id!r}") as connection:
             for bucket in buckets:
                 found = await journal.history(connection, self.schema, bucket, execution_id)
@@ -261,15 +276,16 @@ class PostgresScheduler(DurableScheduler):
         limit: int = 100,
         after: str | None = None,
     ) -> Page[ExecutionRecord]:
-        wanted = _checked_status(status)
-        times = {"created_after": created_after, "created_before": created_before}
-        for name, time in times.items():
-            if time is not None and time.tzinfo is None:
-                raise InvalidArgument(f"{name} must have a time zone, got {time!r}")
+        wanted = checked_status(status)
+        check_moment("created_after", created_after)
+        check_moment("created_before", created_before)
+        task_name = None if task_name is None else checked_name(task_name, "the task")
+        queue = None if queue is None else checked_name(queue, "the queue")
         if parent is None:
             buckets: Sequence[int] = range(await self._tables.buckets())
         else:
-            buckets = await self._tables.buckets_of(checked_id(parent))
+            parent = checked_text(parent, "parent", MAX_EXECUTION_ID_BYTES)
+            buckets = await self._tables.buckets_of(parent)
         async with self._tables.connection("listing executions") as connection:
             return await executions.list_executions(
                 connection,
@@ -292,7 +308,7 @@ class PostgresScheduler(DurableScheduler):
         return await self.status(execution_id)
 
     async def wait_completion(self, execution_id: str, type: TypeForm[T], *, timeout: Duration | None = None) -> T:
-        codec = codec_for(type, where=f"result of execution {execution_id!r}")
+        codec = codec_for(type, where=f"result of execution {checked_id(execution_id)!r}")
         result: T = (await self._ending(execution_id, timeout)).output_by(codec)
         return result
 
@@ -345,7 +361,8 @@ class PostgresScheduler(DurableScheduler):
     # -- changing
 
     async def cancel(self, execution_id: str, *, conn: Connection | None = None) -> bool:
-        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        execution_id = checked_id(execution_id)
+        buckets = await self._tables.buckets_of(execution_id)
         async with self._tables.joined(conn, f"cancelling execution {execution_id!r}") as connection:
             for bucket in buckets:
                 done = await executions.cancel(connection, self.schema, bucket, execution_id)
@@ -356,21 +373,33 @@ class PostgresScheduler(DurableScheduler):
     async def offer_event(
         self, execution_id: str, name: str, payload: Any = None, *, conn: Connection | None = None
     ) -> EventAnswer:
-        key = step_key(KeySpace.EVENT, checked_name(name, "the event"))
-        buckets = await self._tables.buckets_of(checked_id(execution_id))
+        execution_id, name = checked_id(execution_id), checked_name(name, "the event")
         where = f"event {name!r} of execution {execution_id!r}"
-        try:
-            text = PLAIN.encode(payload).decode()
-        except SerializationError as error:
-            raise error.located(f"payload of {where}") from error.__cause__
+        text = encoded_plain(payload, f"payload of {where}")
+        key = step_key(KeySpace.EVENT, name)
+        buckets = await self._tables.buckets_of(execution_id)
         async with self._tables.joined(conn, f"offering {where}") as connection:
             for bucket in buckets:
                 offered = await journal.offer_event(connection, self.schema, bucket, execution_id, key, name, text)
-                if offered.answer is not None:
-                    return offered.answer
+                if offered.answer is None:
+                    continue
+                if offered.answer is EventAnswer.ACCEPTED and offered.worker is None:
+                    await self._hint(bucket, connection if conn is not None else None)
+                return offered.answer
         raise ExecutionNotFound(execution_id)
 
     # -- how
+
+    async def _hint(self, bucket: int, connection: Connection | None) -> None:
+        """Tell idle workers that a parked execution may go on: with the caller's commit, or soon."""
+        if connection is None:
+            self._hints.send(bucket)
+        else:
+            await workers.hint(connection, self.schema, bucket)
+
+    async def _send_hint(self, bucket: int, queue: str | None, task_name: str | None) -> None:
+        async with self._tables.connection_for_all("sending a hint") as connection:
+            await workers.hint(connection, self.schema, bucket, queue, task_name)
 
     async def _start(
         self, terms: StartTerms, execution_id: str, data: Any, conn: Connection | None
@@ -386,7 +415,8 @@ class PostgresScheduler(DurableScheduler):
     async def _ending(self, execution_id: str, timeout: Duration | None, *, exists: bool = False) -> Ending:
         """How an execution ends. One that does not in time is looked at once more, to say what it is doing."""
         try:
-            return await self._endings.wait(checked_id(execution_id), _seconds(timeout), exists=exists)
+            execution_id = checked_id(execution_id)
+            return await self._endings.wait(execution_id, _seconds(timeout), exists=exists)
         except WaitTimedOut as late:
             try:
                 async with asyncio.timeout(_LAST_LOOK):
@@ -443,11 +473,11 @@ class Connecting:
         dsn = self._dsn or os.environ.get("DATABASE_URL")
         if not dsn:
             raise DatabaseUnreachable("no database is named: pass its URL, or set DATABASE_URL")
-        if not 0 <= self._min_pool_size <= self._max_pool_size or self._max_pool_size < 1:
-            raise InvalidArgument(
-                f"pool sizes must be 0 <= min_pool_size <= max_pool_size and max_pool_size >= 1,"
-                f" got {self._min_pool_size} and {self._max_pool_size}"
-            )
+        if not isinstance(dsn, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"dsn must be text, as postgresql://host/database, got a {type(dsn).__name__}")
+        if not isinstance(self._schema, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"schema must be text, got {shown(self._schema)}")
+        _check_pool(self._min_pool_size, self._max_pool_size)
         quoted(self._schema)
         database = await Database.open(
             dsn, application_name="zart scheduler", min_size=self._min_pool_size, max_size=self._max_pool_size
@@ -459,9 +489,9 @@ def _seconds(timeout: Duration | None) -> float | None:
     return None if timeout is None else seconds_of(timeout, "timeout")
 
 
-def _checked_status(status: ExecutionStatus | str | None) -> ExecutionStatus | None:
-    try:
-        return None if status is None else ExecutionStatus(status)
-    except ValueError:
-        known = ", ".join(each.value for each in ExecutionStatus)
-        raise InvalidArgument(f"status must be one of {known}; got {status!r}") from None
+def _check_pool(least: object, most: object) -> None:
+    if type(least) is not int or type(most) is not int or not 0 <= least <= most or not 1 <= most <= MAX_POOL_SIZE:
+        raise InvalidArgument(
+            "min_pool_size and max_pool_size must be whole numbers, 0 <= min_pool_size <= max_pool_size and"
+            f" 1 <= max_pool_size <= {MAX_POOL_SIZE}, got {shown(least)} and {shown(most)}"
+        )

@@ -60,14 +60,9 @@ def _take(rows: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
 class Starter:
     """Starts executions in the tables of one schema."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: Tables, hints: HintSender) -> None:
+        self._tables, self._hints = tables, hints
         self._lanes: dict[tuple[str, str], int] = {}
-        self._hints = HintSender(self._send_hint)
-
-    async def close(self) -> None:
-        """Wait a moment for hints that are on their way."""
-        await self._hints.close()
 
     async def start(self, terms: StartTerms, execution_id: str, data: Any, conn: Connection | None) -> Started:
         """Start one execution, or find the one that has its id.
@@ -76,7 +71,8 @@ class Starter:
             ExecutionAlreadyExists: that one is of another task.
             InvalidArgument, SerializationError: id or data cannot be used.
         """
-        text = terms.encode(checked_own_id(execution_id), data)
+        execution_id = checked_own_id(execution_id)
+        text = terms.encode(execution_id, data)
         (chunk,) = chunks([(execution_id, text)], await self._tables.buckets())
         lane = await self._lane(terms)
         async with self._tables.joined(conn, f"starting execution {execution_id!r}") as connection:
@@ -147,7 +143,3 @@ class Starter:
         """PostgreSQL sends it at the commit. A worker that goes idle before that commit finds the work by polling."""
         for bucket in () if terms.delay else buckets:
             await workers.hint(connection, self._tables.schema, bucket, terms.queue, terms.task_name)
-
-    async def _send_hint(self, bucket: int, queue: str, task_name: str) -> None:
-        async with self._tables.connection_for_all(f"sending a hint for {task_name!r}") as connection:
-            await workers.hint(connection, self._tables.schema, bucket, queue, task_name)

@@ -17,7 +17,7 @@ from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
 from zart.engine.scope import current_scope
 from zart.engine.spec import StepSpec, TimeoutScope
 from zart.engine.threads import in_thread
-from zart.errors import InvalidArgument, NonRetryable, RegistrationError, ZartError
+from zart.errors import InvalidArgument, NonRetryable, RegistrationError, ZartError, shown
 from zart.names import NameTemplate, checked_name, refuse_bare
 
 P = ParamSpec("P")
@@ -190,9 +190,9 @@ class Step(Generic[P, T_co, E_co]):
         queue: str | None,
     ) -> None:
         self.name = checked_name(name, "a step", RegistrationError)
-        self.is_async = _is_async(function, f"step {name!r}")
+        self.is_async = _is_async(function, f"step {self.name!r}")
         self.function = function
-        self.template = NameTemplate.read(name, function)
+        self.template = NameTemplate.read(self.name, function)
         self.retry = retry_of(retry, f"retry of step {name!r}")
         self.timeout, self.timeout_scope = _checked_timeout(name, timeout, timeout_scope)
         self.raises = _checked_raises(name, raises)
@@ -348,8 +348,9 @@ def _is_async(function: object, what: str) -> bool:
     Raises:
         RegistrationError: it is no function that can be called with arguments and gives one result.
     """
+    given = shown(function)
     if not callable(function) or isinstance(function, type | staticmethod | classmethod | Step):
-        raise RegistrationError(f"{what} must be a function, got {function!r}; decorate the function itself")
+        raise RegistrationError(f"{what} must be a function, got {given}; decorate the function itself")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise RegistrationError(f"{what} is a generator; return a list, or make each item a step")
     return inspect.iscoroutinefunction(function)
@@ -357,15 +358,16 @@ def _is_async(function: object, what: str) -> bool:
 
 def _checked_timeout(name: str, timeout: Duration | None, scope: TimeoutScope) -> tuple[float | None, TimeoutScope]:
     if scope not in ("global", "per_attempt"):
-        raise InvalidArgument(f'timeout_scope of step {name!r} must be "global" or "per_attempt", got {scope!r}')
+        raise InvalidArgument(f'timeout_scope of step {name!r} must be "global" or "per_attempt", got {shown(scope)}')
     return timeout_of(timeout, f"timeout of step {name!r}"), scope
 
 
 def _checked_raises(name: str, raises: object) -> tuple[type[Exception], ...]:
     declared = typing.cast("tuple[object, ...]", raises if isinstance(raises, tuple) else (raises,))
     for one in declared:
+        given = shown(one)
         if not isinstance(one, type) or not issubclass(one, Exception):
-            raise RegistrationError(f"raises of step {name!r} must hold exception types, got {one!r}")
+            raise RegistrationError(f"raises of step {name!r} must hold exception types, got {given}")
         if issubclass(one, ZartError) and not issubclass(one, NonRetryable):
             raise RegistrationError(
                 f"raises of step {name!r} must hold your own exception types; {one.__qualname__} is one of zart's"

@@ -1,19 +1,20 @@
-"""What a start asks for, checked before anything reaches the database. Pure."""
+"""What a start or a list asks for, checked before anything reaches the database. Pure."""
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
-from zart.codec import PLAIN, Codec
+from zart.codec import MARK, PLAIN, Codec
 from zart.config import MAX_EXECUTION_ID_BYTES
 from zart.durable import MAX_PRIORITY, DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.engine.spec import DurableSpec
-from zart.errors import InvalidArgument, SerializationError
-from zart.names import checked_name
+from zart.errors import InvalidArgument, SerializationError, shown
+from zart.model import ExecutionStatus
+from zart.names import checked_name, checked_text
 
 MAX_INPUT_BYTES = 64 * 1024 * 1024
 
@@ -45,17 +46,32 @@ class StartTerms:
             if data is not None:
                 raise InvalidArgument(f"{where}: {self.task_name!r} takes no data")
             return "null"
-        try:
-            text = self.input_codec.encode(data)
-        except SerializationError as error:
-            raise error.located(where) from error.__cause__
-        if len(text) > MAX_INPUT_BYTES:
-            raise SerializationError(
-                f"{len(text):,} bytes are more than the {MAX_INPUT_BYTES:,} that are allowed;"
-                " keep it elsewhere and pass where it is",
-                where=where,
-            )
-        return text.decode()
+        return encoded_plain(data, where) if self.input_codec is PLAIN else _encoded(self.input_codec, data, where)
+
+
+def encoded_plain(value: Any, where: str) -> str:
+    """JSON text of a value whose reader's annotation is not known here: an input by name, an event's payload.
+
+    Raises:
+        SerializationError: it cannot be kept as it is; names `where`.
+    """
+    if type(value) is dict and MARK in value:
+        raise SerializationError(f"the key {MARK!r} is zart's own there; use another", where=where)
+    return _encoded(PLAIN, value, where)
+
+
+def _encoded(codec: Codec, value: Any, where: str) -> str:
+    try:
+        text = codec.encode(value)
+    except SerializationError as error:
+        raise error.located(where) from error.__cause__
+    if len(text) > MAX_INPUT_BYTES:
+        raise SerializationError(
+            f"{len(text):,} bytes are more than the {MAX_INPUT_BYTES:,} that are allowed;"
+            " keep it elsewhere and pass where it is",
+            where=where,
+        )
+    return text.decode()
 
 
 def terms_by_name(task_name: object, *, queue: object, priority: object, delay: Duration | None) -> StartTerms:
@@ -84,7 +100,9 @@ def spec_of(durable: object) -> DurableSpec:
     """
     if isinstance(durable, DurableExecution):
         return durable.spec
-    raise InvalidArgument(f"expected a @zart_durable function or an instance of a DurableExecution, got {durable!r}")
+    raise InvalidArgument(
+        f"expected a @zart_durable function or an instance of a DurableExecution, got {shown(durable)}"
+    )
 
 
 def terms_of(spec: DurableSpec, *, queue: object, priority: object, delay: Duration | None) -> StartTerms:
@@ -112,19 +130,7 @@ def checked_id(execution_id: object) -> str:
     Raises:
         InvalidArgument: it cannot.
     """
-    if not isinstance(execution_id, str) or not execution_id:
-        raise InvalidArgument(f"execution_id must be text of at least one character, got {execution_id!r}")
-    if "\0" in execution_id:
-        raise InvalidArgument(f"execution_id must not hold a NUL character, got {execution_id!r}")
-    try:
-        size = len(execution_id.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"execution_id holds half of a surrogate pair: {execution_id!r}") from None
-    if size > MAX_EXECUTION_ID_BYTES:
-        raise InvalidArgument(
-            f"execution_id has {size} bytes, {MAX_EXECUTION_ID_BYTES} are allowed: {execution_id[:60]!r}..."
-        )
-    return execution_id
+    return checked_text(execution_id, "execution_id", MAX_EXECUTION_ID_BYTES)
 
 
 def checked_own_id(execution_id: object) -> str:
@@ -150,14 +156,41 @@ def checked_pairs(items: object) -> Iterator[tuple[str, Any]]:
     try:
         iterator = iter(cast("Iterable[object]", items))
     except TypeError:
-        raise InvalidArgument(f"items must be pairs (execution_id, data), got {reprlib.repr(items)}") from None
+        raise InvalidArgument(f"items must be pairs (execution_id, data), got {shown(items)}") from None
     for index, item in enumerate(iterator):
         pair = _parts(item)
         if len(pair) != 2:
             raise InvalidArgument(
-                f"each of the items must be a pair (execution_id, data), number {index} is {reprlib.repr(item)}"
+                f"each of the items must be a pair (execution_id, data), number {index} is {shown(item)}"
             )
         yield checked_own_id(pair[0]), pair[1]
+
+
+def checked_status(status: object) -> ExecutionStatus | None:
+    """The status that a list asks for; None for any.
+
+    Raises:
+        InvalidArgument: there is no such status.
+    """
+    try:
+        return None if status is None else ExecutionStatus(status)
+    except ValueError:
+        known = ", ".join(each.value for each in ExecutionStatus)
+        raise InvalidArgument(f"status must be one of {known}; got {shown(status)}") from None
+
+
+def check_moment(name: str, moment: object) -> None:
+    """Raise when a moment that a list asks for is none, or could be any of several.
+
+    Raises:
+        InvalidArgument: it is no datetime, or has no time zone.
+    """
+    if moment is None:
+        return
+    if not isinstance(moment, datetime):
+        raise InvalidArgument(f"{name} must be a datetime with a time zone, got {shown(moment)}")
+    if moment.utcoffset() is None:
+        raise InvalidArgument(f"{name} must have a time zone, got {shown(moment)}; add one, as in tzinfo=UTC")
 
 
 def _parts(item: object) -> Sequence[Any]:
@@ -170,5 +203,7 @@ def _seconds(delay: Duration | None) -> float:
 
 def _checked_priority(priority: object) -> int:
     if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
-        raise InvalidArgument(f"priority must be a whole number, 0 (first) to {MAX_PRIORITY} (last), got {priority!r}")
+        raise InvalidArgument(
+            f"priority must be a whole number, 0 (first) to {MAX_PRIORITY} (last), got {shown(priority)}"
+        )
     return priority

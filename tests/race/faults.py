@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.race import event_interleavings as event_races
 from tests.race import interleavings as races
 from tests.race.interleavings import Interleaving
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A passage of a function's text and what it is replaced by."""
+    """A passage of a function's text and what it is replaced by. `at_random`: random play of events sees it too."""
 
     name: str
     function: str
     replacements: tuple[tuple[str, str], ...]
     seen_by: Interleaving
+    at_random: bool = False
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -53,7 +55,8 @@ FAULTS: tuple[Fault, ...] = (
         "parking does not compare wakes",
         "zart_tick_1",
         (("(q.wakes <> m.seen or q.done >= m.done_at)", "q.done >= m.done_at"),),
-        races.event_between_look_and_park,
+        event_races.event_between_look_and_park,
+        at_random=True,
     ),
     Fault(
         "parking does not compare finished children",
@@ -126,7 +129,123 @@ FAULTS: tuple[Fault, ...] = (
                 "z.epoch = c.epoch\n                    offset 0) q",
             ),
         ),
-        races.timeout_of_an_event_offered_in_an_open_transaction,
+        event_races.timeout_of_an_event_offered_in_an_open_transaction,
+        at_random=True,
+    ),
+    Fault(
+        "an event's timeout waits for the queue row",
+        "zart_tick_1",
+        (
+            (
+                "z.epoch = c.epoch\n                    for no key update skip locked) q",
+                "z.epoch = c.epoch\n                    for no key update) q",
+            ),
+        ),
+        event_races.timeout_of_an_event_offered_in_an_open_transaction,
+        at_random=True,
+    ),
+    Fault(
+        "a parked body is not noted as waiting",
+        "zart_tick_1",
+        (("waiting = m.verb = 2,", "waiting = false,"),),
+        event_races.event_for_a_parked_body,
+        at_random=True,
+    ),
+    Fault(
+        "an event's timeout fails when the event is there",
+        "zart_tick_1",
+        (("      where c.kind = 2\n      on conflict do nothing;", "      where c.kind = 2;"),),
+        event_races.timeout_after_its_event,
+        at_random=True,
+    ),
+    Fault(
+        "an offer takes the event's key before the queue row",
+        "zart_offer_event_1",
+        (
+            (
+                "    where q.bucket = p_bucket and q.id = v_id for no key update;\n",
+                "    where q.bucket = p_bucket and q.id = v_id;\n",
+            ),
+        ),
+        event_races.event_while_its_timeout_is_written,
+    ),
+    Fault(
+        "an offer does not count as a wake-up",
+        "zart_offer_event_1",
+        (("set wakes = (q.wakes + 1) & 2147483647,", "set wakes = q.wakes,"),),
+        event_races.event_between_look_and_park,
+        at_random=True,
+    ),
+    Fault(
+        "an offer wakes nobody who sleeps",
+        "zart_offer_event_1",
+        (("run_at = case when q.worker is null and q.waiting", "run_at = case when false"),),
+        event_races.event_for_a_parked_body,
+        at_random=True,
+    ),
+    Fault(
+        "an offer wakes those who do not wait",
+        "zart_offer_event_1",
+        (("q.worker is null and q.waiting then", "q.worker is null then"),),
+        event_races.event_for_a_delayed_execution,
+    ),
+    Fault(
+        "an offer fails when another was first",
+        "zart_offer_event_1",
+        (("p_payload) on conflict do nothing;", "p_payload);"),),
+        event_races.event_offered_twice,
+        at_random=True,
+    ),
+    Fault(
+        "a later event replaces the first",
+        "zart_offer_event_1",
+        (
+            (
+                "p_payload) on conflict do nothing;",
+                "p_payload) on conflict (id, run, step_key) do update set status = 1, result = excluded.result;",
+            ),
+        ),
+        event_races.event_after_its_timeout,
+        at_random=True,
+    ),
+    Fault(
+        "every sender is told that theirs was accepted",
+        "zart_offer_event_1",
+        (("      answer := 'already_offered';\n", "      answer := 'accepted';\n"),),
+        event_races.event_offered_twice,
+        at_random=True,
+    ),
+    Fault(
+        "the counters are read after the journal",
+        "zart_load_journal_1",
+        (
+            ("language plpgsql stable", "language plpgsql"),
+            (
+                "begin\n  return query\n",
+                "begin\n  return query\n"
+                "  select j.id, 'checkpoint', j.step_key, j.kind, j.status, j.attempts, j.name, j.result::text,"
+                " j.error::text, null::float8, j.epoch, j.seconds, null::float8, null::int, null::int\n"
+                "  from unnest(p_ids, p_runs) u(id, run), :schema.zart_tasks j\n"
+                "  where j.bucket = p_bucket and j.id = u.id and u.run = j.run;\n"
+                "  return query\n",
+            ),
+            ("and j.run = u.run\n", "and false\n"),
+        ),
+        event_races.event_while_the_journal_is_read,
+    ),
+    Fault(
+        "a look does not tell of wake-ups",
+        "zart_look_1",
+        (("q.wakes <> u.seen or ", ""),),
+        event_races.event_for_a_body_that_waits_in_memory,
+        at_random=True,
+    ),
+    Fault(
+        "a look does not tell of lost claims",
+        "zart_look_1",
+        (("q.id is null or ", ""),),
+        event_races.cancel_of_a_body_that_waits_in_memory,
+        at_random=True,
     ),
     Fault(
         "a restart begins the epochs again",

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from tests.race.scene import Scene
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, read_answer
-from zart.model import Kind, Outcome, Verb
-from zart.store import executions, journal, queue, workers
+from zart.model import Kind, Verb
+from zart.store import executions, journal, workers
 from zart.store.statements import in_schema, statement
 
 EVENT_KEY, WAIT_KEY = 51, 50
@@ -76,19 +76,6 @@ async def tick_of_a_worker_taken_over(scene: Scene) -> None:
         late = await worker.tick([Checkpoint(claim.id, claim.epoch, 1) for claim in claims], claim=1)
     scene.must(late.fenced, "a dead worker got past the fence")
     scene.must(await _journal_rows(scene) == 0, "a dead worker wrote")
-
-
-async def event_between_look_and_park(scene: Scene) -> None:
-    """An event that comes after the body has looked, and before it is parked, wakes it."""
-    await scene.start("a")
-    worker = await scene.worker()
-    [claim] = await worker.claim(1)
-    await worker.tick([Checkpoint(claim.id, claim.epoch, WAIT_KEY, Kind.WAIT)])
-    rows = await queue.load_journal(worker.connection, scene.schema, scene.bucket, [claim.id], [1], worker.id)
-    seen = next(row["wakes"] for row in rows if row["what"] == "counters")
-    await journal.offer_event(scene.observer, scene.schema, scene.bucket, "a", EVENT_KEY, "event", "1")
-    await worker.tick(moves=[Move(claim.id, claim.epoch, Verb.PARK, seen=seen)])
-    scene.must(await scene.run_at_of(claim.id) == "due", "the wake-up is lost")
 
 
 async def children_added_while_cancelled(scene: Scene) -> None:
@@ -160,25 +147,6 @@ async def parent_parks_in_the_tick_that_ends_its_child(scene: Scene) -> None:
     scene.must(await scene.run_at_of(parent.id) == "due", "the parent of a finished child sleeps for ever")
 
 
-async def timeout_of_an_event_offered_in_an_open_transaction(scene: Scene) -> None:
-    """A tick never waits for an offer that is not committed; when it is, the first one of the key stays."""
-    await scene.start("a")
-    worker = await scene.worker()
-    [claim] = await worker.claim(1)
-    timeout = Checkpoint(claim.id, claim.epoch, EVENT_KEY, Kind.EVENT, Outcome.TIMED_OUT)
-    user = await scene.connect()
-    offer = user.transaction()
-    await offer.start()
-    await journal.offer_event(user, scene.schema, scene.bucket, "a", EVENT_KEY, "event", "1")
-    tick = await scene.begin(worker.connection, worker.tick([timeout]))
-    scene.must(tick.done(), "a tick waits for a caller's transaction")
-    await offer.commit()
-    await tick
-    await worker.tick([timeout])
-    [kept] = await queue.read_checkpoints(scene.observer, scene.schema, scene.bucket, [claim.id], [1], [EVENT_KEY])
-    scene.must(kept["status"] == Outcome.COMPLETED, "a committed event was replaced by its timeout")
-
-
 async def row_held_by_an_open_transaction(scene: Scene) -> None:
     """A caller's open transaction that holds one queue row delays no other execution of the tick."""
     await scene.start("a", "b")
@@ -217,13 +185,11 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
     reregistration_while_the_last_tick_commits,
     tick_of_a_former_identity,
     tick_of_a_worker_taken_over,
-    event_between_look_and_park,
     children_added_while_cancelled,
     child_ends_while_its_parent_is_locked,
     signals_of_a_locked_parent_before_those_of_another,
     children_end_in_one_tick,
     parent_parks_in_the_tick_that_ends_its_child,
-    timeout_of_an_event_offered_in_an_open_transaction,
     row_held_by_an_open_transaction,
     turn_of_a_former_run,
 )

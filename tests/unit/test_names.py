@@ -9,9 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from zart.config import MAX_NAME_BYTES
 from zart.errors import InvalidArgument, RegistrationError
-from zart.names import NameTemplate, checked_name
+from zart.names import MAX_NAME_BYTES, NameTemplate, checked_name
 
 
 class Region(Enum):

@@ -60,7 +60,8 @@ async def _event_or_timeout(turn: Turn, key: int, name: str, timeout: float | No
     due = _due(turn, waiting) if waiting is not None else await _register(turn, wait_key, Kind.WAIT, name, timeout)
     heard: asyncio.Future[Checkpoint] = turn.loop.create_future()
     turn.events[key] = heard
-    if waiting is None:  # else the history tells of every event that came before
+    # Only a history as young as what the turn has heard since tells of every event that came before.
+    if waiting is None or turn.history is None or turn.history.wakes != turn.seen:
         turn.unread.add(key)
         turn.host.look_for_events()
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from asyncpg import Record
 
-from zart.errors import InvalidArgument
+from zart.errors import InvalidArgument, shown
 from zart.model import ExecutionRecord, ExecutionStatus, Page, StoredStatus
 from zart.postgres.connection import Connection
 from zart.store.statements import statement
@@ -123,10 +123,10 @@ async def list_executions(
     Raises:
         InvalidArgument: `limit` is not from 1 to 10,000, or `after` is no page's.
     """
-    if not 1 <= limit <= 10_000:
-        raise InvalidArgument(f"limit must be from 1 to 10000, got {limit}")
-    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
-        raise InvalidArgument(f"after must be what an earlier page gave as `after`, got {after!r}")
+    if type(limit) is not int or not 1 <= limit <= 10_000:
+        raise InvalidArgument(f"limit must be a whole number from 1 to 10,000, got {shown(limit)}")
+    if after is not None and not (type(after) is str and after.isascii() and after.isdigit() and len(after) < 19):
+        raise InvalidArgument(f"after must be what an earlier page gave as `after`, got {shown(after)}")
     below = _NEWEST if after is None else int(after)
     arguments: list[Any] = [buckets, None, task_name, queue, created_after, created_before, below, limit + 1]
     if parent is not None:

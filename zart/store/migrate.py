@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-from zart.errors import InvalidArgument, SchemaMismatch, SchemaMissing
+from zart.errors import InvalidArgument, SchemaMismatch, SchemaMissing, shown
 from zart.postgres.connection import Connection
 from zart.store.statements import in_schema, quoted, statement
 
@@ -156,5 +156,5 @@ async def _version(connection: Connection, schema: str) -> int:
 
 
 def _check_buckets(buckets: int | None) -> None:
-    if buckets is not None and not 1 <= buckets <= MAX_BUCKETS:
-        raise InvalidArgument(f"buckets must be from 1 to {MAX_BUCKETS}, got {buckets}")
+    if buckets is not None and (type(buckets) is not int or not 1 <= buckets <= MAX_BUCKETS):
+        raise InvalidArgument(f"buckets must be a whole number from 1 to {MAX_BUCKETS}, got {shown(buckets)}")

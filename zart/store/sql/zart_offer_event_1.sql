@@ -19,16 +19,19 @@ begin
   select e.id into v_id from :schema.zart_executions e where e.bucket = p_bucket and e.execution_id = p_execution_id;
   if found then
     answer := 'finished';
-    update :schema.zart_queue q
-    set wakes = (q.wakes + 1) & 2147483647,
-        run_at = case when q.worker is null and q.waiting then least(q.run_at, v_now) else q.run_at end
-    where q.bucket = p_bucket and q.id = v_id
-    returning q.run, q.worker into v_run, worker;
+    select q.run, q.worker into v_run, worker from :schema.zart_queue q
+    where q.bucket = p_bucket and q.id = v_id for no key update;
     if found then
       answer := 'already_offered';
       insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, name, result)
       values (p_bucket, v_id, v_run, p_key, 0, 2, 1, p_name, p_payload) on conflict do nothing;
-      if found then answer := 'accepted'; end if;
+      if found then
+        answer := 'accepted';
+        update :schema.zart_queue q
+        set wakes = (q.wakes + 1) & 2147483647,
+            run_at = case when q.worker is null and q.waiting then least(q.run_at, v_now) else q.run_at end
+        where q.bucket = p_bucket and q.id = v_id;
+      end if;
     end if;
   end if;
   return next;
