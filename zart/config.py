@@ -31,7 +31,8 @@ class WorkerConfig:
         poll_interval: longest time ready work goes unseen when every hint is lost (20 ms to 1 h).
         lease_timeout: how long a worker may be unheard of before others take its work over (1 s to 1 h).
         shutdown_timeout: how long running steps may go on after `stop()`.
-        park_grace: how long a waiting body stays in memory before it is evicted.
+        park_grace: how long a waiting body stays in memory before it is evicted. A sleep longer than that is at once,
+            and so is every wait while all slots are taken.
         queues: serve only these queues; None serves all.
         max_result_bytes: largest stored value, encoded (1 KiB to 64 MiB).
         max_crashes: deaths of its process after which an execution is quarantined.

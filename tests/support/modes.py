@@ -53,7 +53,7 @@ class EvictingLoop(WorkerLoop):
             stored.add_done_callback(lambda _: turn.hand_back())
             return stored
 
-        ticker.checkpoint = store_and_evict  # type: ignore[method-assign]
+        ticker.checkpoint = store_and_evict  # type: ignore[method-assign, assignment]
 
 
 _last_run_by: dict[int, EvictingLoop] = {}

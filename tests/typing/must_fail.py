@@ -43,6 +43,16 @@ async def functions() -> None:
     await zart.now()  # E
 
 
+async def waits() -> None:
+    event: int = await zart.wait_for_event("x", str)  # E
+    await zart.wait_for_event("x", str, "3d")  # E
+    await zart.sleep("a")  # E
+    await zart.sleep(1)  # E
+    await zart.sleep_until("a", 3600)  # E
+    nothing = await zart.sleep("a", 1)  # E mypy
+    zart.sleep("a", 1)  # E
+
+
 async def executions(scheduler: zart.PostgresScheduler) -> None:
     await scheduler.start_for(order, "order-1", "a")  # E
     await scheduler.start_for(order, "order-1")  # E

@@ -188,6 +188,17 @@ async def kept_values() -> None:
     assert_type(zart.context().current_attempt, int)
 
 
+async def waits() -> None:
+    assert_type(await zart.sleep("a", "1h"), None)
+    assert_type(await zart.sleep_until("b", datetime.now()), None)
+    assert_type(await zart.wait_for_event("x"), Any)
+    assert_type(await zart.wait_for_event("x", UUID, timeout="3d"), UUID)
+    assert_type(await zart.wait_for_event("x", type=list[int] | None), list[int] | None)
+    assert_type(await zart.wait_for_event("x", Literal["yes", "no"]), Literal["yes", "no"])
+    order_of_event, _ = await asyncio.gather(zart.wait_for_event("x", Order), zart.sleep("c", 1.5))
+    assert_type(order_of_event, Order)
+
+
 async def executions(scheduler: zart.PostgresScheduler) -> None:
     handle = await scheduler.start_for(order, "order-1", Order("a", 1))
     assert_type(await handle.result(timeout="5s"), str)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,9 +24,12 @@ from zart.flow import (
     now,
     outcome,
     require,
+    sleep,
+    sleep_until,
     step,
     step_or,
     step_or_else,
+    wait_for_event,
 )
 from zart.model import ExecutionInfo
 from zart.steps import zart_step
@@ -57,6 +61,7 @@ class Body:
 
     def __init__(self) -> None:
         self.codecs: dict[str, Codec] = {}
+        self.waits: list[tuple[str, float | datetime | None]] = []
 
     async def run_step(self, call: StepInvocation) -> Any:
         raise DuplicateStepName(call.resolved_name())
@@ -67,6 +72,19 @@ class Body:
 
     async def now(self, name: str) -> datetime:
         return NOON
+
+    async def sleep(self, name: str, seconds: float) -> None:
+        self.waits.append((name, seconds))
+
+    async def sleep_until(self, name: str, when: datetime) -> None:
+        self.waits.append((name, when))
+
+    async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
+        self.codecs[name] = codec
+        self.waits.append((name, timeout))
+
+    def know_task(self, task: asyncio.Task[Any]) -> None:
+        pass
 
     def info(self) -> ExecutionInfo:
         return INFO
@@ -221,9 +239,19 @@ async def test_now_and_context_are_the_executions() -> None:
     assert context() is INFO
 
 
+async def test_waits_reach_the_execution_in_seconds_and_with_their_types(body: Body) -> None:
+    await sleep("a", "1.5m")
+    await sleep("b", timedelta(days=2))
+    await sleep_until("c", NOON)
+    await wait_for_event("d", list[int], timeout="2h")
+    await wait_for_event("e")
+    assert body.waits == [("a", 90.0), ("b", 172_800.0), ("c", NOON), ("d", 7200.0), ("e", None)]
+    assert (body.codecs["d"].annotation, body.codecs["e"].annotation) == (list[int], Any)
+
+
 async def test_outside_an_execution_they_say_where_they_belong() -> None:
     for call in (lambda: capture("x", annotated), lambda: now("x")):
-        with pytest.raises(NotInExecution, match=r"'x'\) was called outside an execution; .*that a worker runs$"):
+        with pytest.raises(NotInExecution, match=r"'x'\) was called outside an execution.*that a worker runs"):
             await call()
     with pytest.raises(NotInExecution, match=r"context\(\) was called outside an execution"):
         context()
