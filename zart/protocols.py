@@ -259,7 +259,8 @@ class DurableScheduler(Protocol):
         """Offer an event to an execution; it may come before the execution waits for it. The first of a name is kept.
 
         Args:
-            payload: plain JSON values, or one datetime, date, timedelta, UUID, Decimal or bytes.
+            payload: plain JSON values; a dataclass, msgspec Struct or pydantic model; or one datetime, date,
+                timedelta, UUID, Decimal or bytes.
             conn: the caller's connection, whose transaction it joins.
 
         Returns:

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from zart.codec import MARK, PLAIN, Codec
+from zart.codec import MARK, PLAIN, Codec, codec_for
 from zart.config import MAX_EXECUTION_ID_BYTES
 from zart.durable import MAX_PRIORITY, DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.engine.spec import DurableSpec
-from zart.errors import InvalidArgument, SerializationError, shown
+from zart.errors import InvalidArgument, RegistrationError, SerializationError, shown
 from zart.model import ExecutionStatus
 from zart.names import checked_name, checked_text
 
 MAX_INPUT_BYTES = 64 * 1024 * 1024
 
 CHILD_PREFIX = "zart:"
+
+# By which dataclasses, msgspec Structs and pydantic models, and nothing else, are known.
+_FIELDS = ("__dataclass_fields__", "__struct_fields__", "__pydantic_fields__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,17 @@ def encoded_plain(value: Any, where: str) -> str:
     """
     if type(value) is dict and MARK in value:
         raise SerializationError(f"the key {MARK!r} is zart's own there; use another", where=where)
-    return _encoded(PLAIN, value, where)
+    return _encoded(_codec_by(value, where), value, where)
+
+
+def _codec_by(value: Any, where: str) -> Codec:
+    """The codec of a value whose own type says how it is kept, as a dataclass's does; PLAIN for any other."""
+    if isinstance(value, type) or not any(hasattr(value, field) for field in _FIELDS):
+        return PLAIN
+    try:
+        return codec_for(type(value), where=where)
+    except RegistrationError as error:
+        raise SerializationError(str(error), where=where) from error.__cause__
 
 
 def _encoded(codec: Codec, value: Any, where: str) -> str:
@@ -166,17 +179,18 @@ def checked_pairs(items: object) -> Iterator[tuple[str, Any]]:
         yield checked_own_id(pair[0]), pair[1]
 
 
-def checked_status(status: object) -> ExecutionStatus | None:
+def checked_status(status: ExecutionStatus | str | None) -> ExecutionStatus | None:
     """The status that a list asks for; None for any.
 
     Raises:
         InvalidArgument: there is no such status.
     """
-    try:
-        return None if status is None else ExecutionStatus(status)
-    except ValueError:
-        known = ", ".join(each.value for each in ExecutionStatus)
-        raise InvalidArgument(f"status must be one of {known}; got {shown(status)}") from None
+    if status is None:
+        return None
+    for each in ExecutionStatus:
+        if each.value == status:
+            return each
+    raise InvalidArgument(f"status must be one of {', '.join(ExecutionStatus)}; got {shown(status)}")
 
 
 def check_moment(name: str, moment: object) -> None:

@@ -205,6 +205,17 @@ async def test_an_id_or_name_that_cannot_be_used_is_refused_and_nothing_is_store
     assert await wakes(connection) == 0
 
 
+@dataclass
+class Approval:
+    by: str
+    amount: Decimal
+
+
+async def test_a_payload_of_a_dataclass_is_kept_as_its_type_says(scheduler: PostgresScheduler) -> None:
+    assert await scheduler.offer_event("a", "go", Approval("ann", Decimal("1.50"))) is ACCEPTED
+    assert await events_of(scheduler) == {"go": {"by": "ann", "amount": "1.50"}}
+
+
 async def test_a_key_that_zart_itself_writes_is_refused(scheduler: PostgresScheduler) -> None:
     """Read as what it stands for, another value would come out of the wait."""
     with pytest.raises(SerializationError, match=r"payload of event 'go' .* the key '\$zart' is zart's own"):
@@ -212,7 +223,7 @@ async def test_a_key_that_zart_itself_writes_is_refused(scheduler: PostgresSched
 
 
 async def test_a_payload_has_a_largest_size(scheduler: PostgresScheduler, connection: asyncpg.Connection) -> None:
-    with pytest.raises(SerializationError, match="payload of event 'go' .* more than the 67,108,864 that are allowed"):
+    with pytest.raises(SerializationError, match=r"payload of event 'go' .* more than the 67,108,864 that are allowed"):
         await scheduler.offer_event("a", "go", "x" * (64 * 1024 * 1024))
     assert await wakes(connection) == 0
 

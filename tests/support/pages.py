@@ -2,7 +2,7 @@
 
 The Python of a page is one program, block by block. A block right under a line like "`shop.py`:" is that file instead.
 A block that awaits at its top level finds `scheduler` and `pool` (of asyncpg) on a database, and a worker that serves
-the durable functions of the page so far; so does each `$ zart ...` line of a console, unless it brings an embedded
+the durable functions of the blocks before it; so does each `$ zart ...` line of a console, unless it brings an embedded
 PostgreSQL. What such a line prints begins with what the page shows under it.
 """
 
@@ -14,7 +14,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +114,14 @@ class Program:
         async with self._served():
             for line, shown in lines:
                 printed = await output_of(line, cwd=self.directory, environment={"DATABASE_URL": self.database.dsn})
-                assert [text.rstrip() for text in printed.splitlines()][: len(shown)] == shown, line
+                assert begins_as_shown(printed, shown), f"{line}: {printed}"
 
     @asynccontextmanager
-    async def _served(self) -> AsyncIterator[zart.PostgresScheduler]:
+    async def _served(self) -> AsyncGenerator[zart.PostgresScheduler, None]:
         registry = zart.TaskRegistry()
         for module in (self.module, *self.files.values()):
-            for value in list(vars(module).values()):
-                if isinstance(value, zart.DurableExecution) or _is_durable_class(value):
-                    registry.register(value)
+            if any(map(_is_durable, vars(module).values())):
+                registry.register_module(module)
         async with zart.PostgresScheduler.connect(self.database.dsn) as scheduler:
             if not registry.durables:
                 yield scheduler
@@ -143,14 +142,16 @@ def pages() -> list[Path]:
     return sorted((ROOT / "docs").glob("*.md"))
 
 
+def begins_as_shown(printed: str, shown: list[str]) -> bool:
+    """Whether a command printed the lines that a page shows, and then perhaps others."""
+    return [line.rstrip() for line in printed.splitlines()][: len(shown)] == shown
+
+
 def _is_of_this_database(line: str) -> bool:
     return line.startswith("zart ") and "--embedded" not in line
 
 
-def _is_durable_class(value: object) -> bool:
-    return (
-        isinstance(value, type)
-        and issubclass(value, zart.DurableExecution)
-        and value.__module__.startswith("page_")
-        and not inspect.isabstract(value)
-    )
+def _is_durable(value: object) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, zart.DurableExecution) and value is not zart.DurableExecution
+    return isinstance(value, zart.DurableExecution)

@@ -29,6 +29,9 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 # How stdout fails when it is a file: the disk is full, a quota or a limit is reached, the disk is broken.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
+# A line may quote what was typed.
+_LONGEST_LINE = 1_000
+
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
@@ -45,6 +48,9 @@ def open_closed_streams() -> None:
 
 def code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
     """Run `app` on `arguments`; give the exit code. What went wrong is said on stderr, in one line."""
+    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")  # an id may hold what the terminal's encoding has not
     try:
         code = _code_of(app, program, arguments)
         sys.stdout.flush()
@@ -81,7 +87,7 @@ def _code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
 
 def _say(place: str, line: str, code: int) -> int:
     with contextlib.suppress(OSError):  # there is nobody else to tell
-        print(f"{place}: {line}", file=sys.stderr)
+        print(f"{place}: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + '...'}", file=sys.stderr)
     return code
 
 

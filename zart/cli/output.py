@@ -16,14 +16,16 @@ from rich.text import Text
 
 from zart.cli.command import one_line
 from zart.model import ExecutionRecord, StepRecord
+from zart.store.journal import RETRYING, WAITING
 
 _WIDEST_VALUE = 60
 _WIDEST_ERROR = 300
 
 
 def print_json(value: Any) -> None:
-    """One JSON value, alone on stdout; records become objects, times ISO 8601."""
-    print(msgspec.json.encode(value, enc_hook=str).decode())
+    """One JSON value, alone on stdout, in UTF-8 whatever the locale is; records become objects, times ISO 8601."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
 
 
 def print_execution(record: ExecutionRecord) -> None:
@@ -52,6 +54,8 @@ def print_steps(steps: Sequence[StepRecord]) -> None:
         for failed in step.failed_attempts:
             rows.append((step.name, step.kind, "failed try", str(failed.attempt), "", _error(failed.error)))
         shown = _result(step.result) if step.error is None else _error(step.error)
+        if step.status in (WAITING, RETRYING):  # what the last try failed of stands above
+            shown = "for ever" if step.due is None else f"until {step.due:%Y-%m-%d %H:%M:%S} UTC"
         time = took(step.started_at, step.finished_at)
         rows.append((step.name, step.kind, step.status, str(step.attempts), time, shown))
     print_table(("name", "kind", "status", "attempt", "took", "result"), rows)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncpg import Record
-
 from zart.model import AttemptRecord, EventAnswer, Kind, Outcome, StepRecord, StoredStatus
 from zart.postgres.connection import Connection
 from zart.store.statements import statement
@@ -36,9 +34,12 @@ async def history(connection: Connection, schema: str, bucket: int, execution_id
     has not come, `waiting`.
     """
     rows = await connection.fetch(statement("history", schema), bucket, execution_id)
-    if not rows:
-        return None
-    failed: defaultdict[int, list[Record]] = defaultdict(list)
+    return records_of(rows) if rows else None
+
+
+def records_of(rows: Sequence[Any]) -> list[StepRecord]:
+    """Records of rows as the statement `history` gives them, in the same order; failed tries go with their steps."""
+    failed: defaultdict[int, list[Any]] = defaultdict(list)
     for row in rows:
         if row["kind"] is None and row["step_key"] is not None:
             failed[row["step_key"]].append(row)
@@ -74,7 +75,7 @@ async def deliver_signals(connection: Connection, schema: str, bucket: int) -> t
     return row["seen"], row["delivered"]
 
 
-def _step(row: Record, tries: Sequence[Record], waited: Record | None) -> StepRecord:
+def _step(row: Any, tries: Sequence[Any], waited: Any) -> StepRecord:
     """A journal row as a record. `waited`: since when and until when the body waited for the event that it is."""
     kind = Kind(row["kind"])
     began = next((each["began_at"] for each in tries), row["began_at"])
@@ -95,7 +96,7 @@ def _step(row: Record, tries: Sequence[Record], waited: Record | None) -> StepRe
     )
 
 
-def _retrying(tries: Sequence[Record]) -> StepRecord:
+def _retrying(tries: Sequence[Any]) -> StepRecord:
     return StepRecord(
         name=tries[-1]["name"],
         kind=Kind.STEP.name.lower(),
@@ -110,7 +111,7 @@ def _retrying(tries: Sequence[Record]) -> StepRecord:
     )
 
 
-def _attempt(row: Record) -> AttemptRecord:
+def _attempt(row: Any) -> AttemptRecord:
     return AttemptRecord(row["attempts"], _plain(row["error"]), row["due"], row["created_at"])
 
 
