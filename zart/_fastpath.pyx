@@ -276,7 +276,7 @@ cdef class Attribution:
 
 cdef class Attributed:
     """A coroutine that writes its execution's number down each time it goes on, and wipes it when it waits."""
-    cdef object coroutine
+    cdef readonly object coroutine
     cdef Attribution attribution
     cdef int64_t claim_id
 

@@ -92,12 +92,12 @@ def _whole(name: str, value: object) -> None:
 
 def _within(name: str, value: float, least: float, most: float, unit: str = "") -> None:
     if not least <= value <= most:
-        raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {shown(value)}")
+        given = f"{value:,}" if abs(value) < 1e15 else shown(value)
+        raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {given}")
 
 
 def _checked_queues(queues: object) -> tuple[str, ...]:
+    given = shown(queues)
     if not isinstance(queues, tuple) or not queues:
-        raise InvalidArgument(
-            f"queues must be a tuple of at least one queue name, or None for all queues, got {shown(queues)}"
-        )
+        raise InvalidArgument(f"queues must be a tuple of at least one queue name, or None for all queues, got {given}")
     return tuple(checked_name(queue, "a queue") for queue in cast("tuple[object, ...]", queues))

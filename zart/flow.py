@@ -14,7 +14,7 @@ from zart.calls import Call, E_co, T_co, as_step_failure, is_declared
 from zart.codec import Codec, codec_for
 from zart.duration import MAX_SECONDS, Duration, seconds_of
 from zart.engine.scope import require_scope
-from zart.errors import InvalidArgument, StepFailed
+from zart.errors import InvalidArgument, StepFailed, shown
 from zart.model import ExecutionInfo
 from zart.names import checked_name
 
@@ -68,6 +68,7 @@ async def step(call: Call[T, Any]) -> T:
     Raises:
         StepFailed: it failed. An error that it declares comes back as itself.
     """
+    _check_call(call, "step")
     return await call
 
 
@@ -80,6 +81,7 @@ async def outcome(call: Call[T, E]) -> StepOutcome[T, E]:
         ...     case BusinessErr(CardDeclined() as declined): ...
         ...     case ZartErr(failure): ...
     """
+    _check_call(call, "outcome")
     try:
         return Ok(await call)
     except StepFailed as failure:
@@ -96,6 +98,7 @@ async def require(call: Call[T, Any]) -> T:
     Raises:
         StepFailed: it ended in any other way; a declared error is its cause.
     """
+    _check_call(call, "require")
     try:
         return await call
     except StepFailed:
@@ -108,6 +111,7 @@ async def require(call: Call[T, Any]) -> T:
 
 async def step_or(call: Call[T, Any], default: R) -> T | R:
     """The value of a call, or `default` when it ended in any other way."""
+    _check_call(call, "step_or")
     try:
         return await call
     except StepFailed:
@@ -124,6 +128,7 @@ async def step_or_else(call: Call[T, E], fallback: Callable[[E], R]) -> T | R:
     Raises:
         StepFailed: it failed in another way.
     """
+    _check_call(call, "step_or_else")
     try:
         return await call
     except StepFailed:
@@ -151,10 +156,12 @@ async def capture(name: str, function: Any, type: Any = None) -> Any:
         SerializationError: the value cannot be kept.
         InvalidArgument: name or function cannot be used.
     """
-    scope = require_scope(f"capture({name!r})")
+    scope = require_scope(f"capture({shown(name)})")
     checked_name(name, "a captured value")
     if not callable(function) or inspect.iscoroutinefunction(function):
-        raise InvalidArgument(f"capture({name!r}) takes a plain function, got {function!r}; make async work a step")
+        raise InvalidArgument(
+            f"capture({name!r}) takes a plain function, got {shown(function)}; make async work a step"
+        )
     where = f"captured value {name!r}"
     annotation = annotation_of(function, "return", where) if type is None else type
     return await scope.capture(name, function, _codec(annotation, where))
@@ -166,7 +173,7 @@ async def now(name: str) -> datetime:
     Raises:
         NotInExecution, NotInBody: called in the wrong place.
     """
-    scope = require_scope(f"now({name!r})")
+    scope = require_scope(f"now({shown(name)})")
     return await scope.now(checked_name(name, "a moment"))
 
 
@@ -184,7 +191,7 @@ async def sleep(name: str, duration: Duration) -> None:
     Example:
         >>> await zart.sleep("cool-down", "1h")
     """
-    scope = require_scope(f"sleep({name!r})")
+    scope = require_scope(f"sleep({shown(name)})")
     await scope.sleep(checked_name(name, "a sleep"), seconds_of(duration, f"the duration of sleep {name!r}"))
 
 
@@ -202,7 +209,7 @@ async def sleep_until(name: str, when: datetime) -> None:
     Example:
         >>> await zart.sleep_until("new-year", datetime(2030, 1, 1, tzinfo=UTC))
     """
-    scope = require_scope(f"sleep_until({name!r})")
+    scope = require_scope(f"sleep_until({shown(name)})")
     await scope.sleep_until(checked_name(name, "a sleep"), _checked_moment(when, name))
 
 
@@ -230,7 +237,7 @@ async def wait_for_event(name: str, type: Any = Any, *, timeout: Duration | None
     Example:
         >>> approval = await zart.wait_for_event("approved", Approval, timeout="3d")
     """
-    scope = require_scope(f"wait_for_event({name!r})")
+    scope = require_scope(f"wait_for_event({shown(name)})")
     checked_name(name, "an event")
     seconds = None if timeout is None else seconds_of(timeout, f"the timeout of event {name!r}")
     return await scope.wait_for_event(name, _codec(type, f"event {name!r}"), seconds)
@@ -245,9 +252,16 @@ def context() -> ExecutionInfo:
     return require_scope("context()").info()
 
 
+def _check_call(call: object, what: str) -> None:
+    if not isinstance(call, Call):
+        raise InvalidArgument(
+            f"{what}() takes a call of a step or of a durable function, as in {what}(pay(order)), got {shown(call)}"
+        )
+
+
 def _checked_moment(when: object, name: str) -> datetime:
     if not isinstance(when, datetime):
-        raise InvalidArgument(f"sleep_until({name!r}) takes a datetime, got {when!r}; sleep() takes a duration")
+        raise InvalidArgument(f"sleep_until({name!r}) takes a datetime, got {shown(when)}; sleep() takes a duration")
     if when.tzinfo is None or when.utcoffset() is None:
         raise InvalidArgument(
             f"sleep_until({name!r}) got {when!r}, which says nothing of its timezone; add one, as in tzinfo=UTC"

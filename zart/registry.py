@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeGuard, overload
 
 from zart.durable import DurableExecution
 from zart.engine.spec import DurableSpec
-from zart.errors import DuplicateTaskName, RegistrationError
+from zart.errors import DuplicateTaskName, RegistrationError, shown
 from zart.names import checked_name
 from zart.steps import Step, ZartStep, describe_class
 
@@ -45,7 +45,7 @@ class TaskRegistry:
     def __init__(self, lifespan: Lifespan | None = None) -> None:
         if lifespan is not None and not _makes_context(lifespan):
             raise RegistrationError(
-                f"lifespan must be a function that makes an async context manager, got {lifespan!r};"
+                f"lifespan must be a function that makes an async context manager, got {shown(lifespan)};"
                 " pass the function under @asynccontextmanager itself, not its result"
             )
         self.lifespan = lifespan
@@ -79,7 +79,11 @@ class TaskRegistry:
             RegistrationError: it is neither, or its annotations cannot be used.
         """
         if isinstance(first, str):
+            if _is_step(second):
+                raise RegistrationError(f"{second!r} is served under its own name; leave out {shown(first)}")
             self._add_durable(second, checked_name(first, "a durable function", RegistrationError))
+        elif second is not None:
+            raise RegistrationError(f"write register(name, durable): the name must be text, got {shown(first)}")
         elif _is_step(first):
             self._add_step(first)
         else:
@@ -92,6 +96,8 @@ class TaskRegistry:
             DuplicateTaskName: two different functions have one name.
             RegistrationError: there is no durable function, or one cannot be used.
         """
+        if not isinstance(module, ModuleType):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RegistrationError(f"register_module takes a module, got {shown(module)}; register() takes functions")
         found = list(vars(module).values())
         durables = [*filter(_is_durable, found), *_classes(found)]
         if not durables:
@@ -222,7 +228,7 @@ def _instance_of(durable: object) -> AnyDurable:
     if _is_durable(durable):
         return durable
     raise RegistrationError(
-        f"{durable!r} is neither a durable function nor a step; decorate it with @zart_durable or @zart_step"
+        f"{shown(durable)} is neither a durable function nor a step; decorate it with @zart_durable or @zart_step"
     )
 
 

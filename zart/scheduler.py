@@ -410,7 +410,7 @@ class PostgresScheduler(DurableScheduler):
             ending = await self._ending(execution_id, timeout, exists=conn is None)
             return ending.output_of(terms.task_name, terms.output_codec)
 
-        return ExecutionHandle(execution_id, started.created, result)
+        return ExecutionHandle(started.execution_id, started.created, result)
 
     async def _ending(self, execution_id: str, timeout: Duration | None, *, exists: bool = False) -> Ending:
         """How an execution ends. One that does not in time is looked at once more, to say what it is doing."""
@@ -421,6 +421,10 @@ class PostgresScheduler(DurableScheduler):
             try:
                 async with asyncio.timeout(_LAST_LOOK):
                     record = await self.status(execution_id)
+                    if record.status.is_terminal:
+                        return await self._endings.wait(execution_id, None, exists=True)
+            except ExecutionNotFound as missing:
+                raise missing from None
             except (ZartError, TimeoutError):
                 raise late from None
             raise WaitTimedOut(

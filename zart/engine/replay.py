@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,11 +69,11 @@ class History:
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict[int, Checkpoint])
     tries: dict[int, FailedTries] = field(default_factory=dict[int, FailedTries])
 
-    def find(self, key: int, name: str, kind: Kind, body: Any = None) -> Checkpoint | None:
+    def find(self, key: int, name: str, kind: Kind, body: asyncio.Task[Any] | None = None) -> Checkpoint | None:
         """The checkpoint under this key, or None.
 
         Args:
-            body: the coroutine of the body that asks, for the error's text.
+            body: the task of the body that asks, for the error's text.
 
         Raises:
             StepDiverged: the journal holds another name or another kind of operation there.

@@ -102,8 +102,8 @@ def is_joining(task: _Task, body: Container[_Task]) -> bool:
 
 
 def _innermost(coroutine: Any) -> types.CoroutineType[Any, Any, Any] | None:
-    """The coroutine at the end of a chain of awaits."""
-    found = None
+    """The coroutine at the end of a chain of awaits. That of a body is inside the one that `Attribution.wrap` makes."""
+    found, coroutine = None, getattr(coroutine, "coroutine", coroutine)
     while inspect.iscoroutine(coroutine):
         found, coroutine = coroutine, coroutine.cr_await
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,19 @@ log = logging.getLogger("zart.engine")
 # A body that swallows its cancellation is left to itself after this long; nothing it does is recorded any more.
 ABANDON_AFTER = 5.0
 
+# Or when one of its tasks was refused so often: it swallows the signal, and tries again and again.
+MOST_REFUSALS = 1_000
+
+# Rounds of the event loop. From the end of a task to the next line of one that joins it in a group or gather: two.
+SETTLED_AFTER = 3
+
+# How long a body that is handed back may take to end by itself, when it was refused something.
+THROW_OUT_AFTER = 1.0
+
+RUNNING_CHECKED_EVERY = 0.02
+
+_forget_task: Callable[[asyncio.Task[Any]], None] = asyncio.tasks._unregister_task
+
 _STEP_SPACE = int(KeySpace.STEP)
 _PAST_DEADLINE = {
     "kind": "deadline_exceeded",
@@ -57,8 +71,9 @@ class Turn:
 
     __slots__ = (
         "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at", "deadline_timer", "ended",
-        "epoch", "events", "execution_id", "history", "host", "id", "loop", "made", "main", "names", "refusal", "run",
-        "running", "seen", "spec", "stop", "storing", "tasks", "unread", "waiting_since", "waits", "wake_at",
+        "epoch", "events", "execution_id", "failed", "history", "host", "id", "loop", "made", "main", "names",
+        "refusal", "refusals", "run", "running", "seen", "spec", "stop", "storing", "tasks", "thrown_out", "unread",
+        "waiting_since", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -82,13 +97,15 @@ class Turn:
         self.names: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()  # that called zart
         self.made: set[asyncio.Task[Any]] = set()  # by the body's own code
+        self.failed: list[asyncio.Task[Any]] = []  # of those made
         self.storing: set[asyncio.Future[Checkpoint | None]] = set()
         self.waits: dict[asyncio.Task[Any], float] = {}
         self.events: dict[int, asyncio.Future[Checkpoint]] = {}
+        self.refusals: dict[asyncio.Task[Any] | None, int] = {}
         self.unread: set[int] = set()  # those of them that nobody has looked for yet
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
-        self.cut = False
+        self.cut = self.thrown_out = False
         self.adopted, self.crashes = adopted, crashes
         self.running = 0  # steps, those in a delay between two tries left out
         self.began = self.waiting_since = 0.0
@@ -216,14 +233,27 @@ class Turn:
             self.put_down()
 
     def put_down(self) -> None:
-        """Park, or hand back, a body that only waits."""
-        if self.ended or self.cut or not self.waits or self.stop not in (None, Stop.HAND_BACK):
+        """Park, or hand back, a body that only waits, when nothing in it has changed for a few rounds of the loop.
+
+        A task that has just ended wakes those that wait for it only then; they would go on when the wait is over.
+        """
+        self._put_down_if_still(None, SETTLED_AFTER)
+
+    def _put_down_if_still(self, before: dict[asyncio.Task[Any], Any] | None, rounds: int) -> None:
+        if self.ended or self.thrown_out or not self.waits or self.stop not in (None, Stop.HAND_BACK):
             return
-        if self._is_only_waiting():
-            if not self.unread:
-                self.interrupt(Stop.PARK)
-            elif self.stop is Stop.HAND_BACK:
-                self._cancel()
+        if not self._is_only_waiting():
+            return
+        body = {task: getattr(task, "_fut_waiter", None) for task in (*self.tasks, *self.made) if not task.done()}
+        if self.main is not None:
+            body[self.main] = getattr(self.main, "_fut_waiter", None)
+        left = rounds - 1 if body == before else SETTLED_AFTER
+        if left:
+            self.loop.call_soon(self._put_down_if_still, body, left)
+        elif not self.unread and not self.cut:
+            self.interrupt(Stop.PARK)
+        elif self.stop is Stop.HAND_BACK:  # one of its tasks was refused something, or an event may be there
+            self._cancel()
 
     def interrupt(self, stop: Stop) -> None:
         """Cancel what runs; record none of it."""
@@ -252,7 +282,8 @@ class Turn:
             self.interrupt(Stop.REFUSED)
 
     def _cancel(self) -> None:
-        self.cut = True
+        self._cut_off()
+        self.thrown_out = True
         for task in self.tasks if self.stop is not Stop.PARK else self.tasks | self.made:
             task.cancel()
         if self.main is not None:
@@ -264,10 +295,42 @@ class Turn:
             log.warning("execution %s does not stop when cancelled; it is left to itself", self.execution_id)
             self._end(None, None)
 
+    async def _abandon_for_good(self) -> None:
+        """Leave a body to itself that swallows every signal: the caller never goes on.
+
+        Its tasks are forgotten, as the end of an event loop waits for them; and never freed, as closing them would let
+        the body go on, outside of any execution. Both it would swallow for ever.
+        """
+        self._abandon()
+        for task in (*self.tasks, *self.made, self.main):
+            if task is not None and not task.done():
+                _forget_task(task)
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
+        await self.loop.create_future()
+
+    async def step_aside(self) -> NoReturn:
+        """Raise the signal; of a body that is handed back, when its running steps have ended: it would cancel them."""
+        while self.stop is Stop.HAND_BACK and not self.cut and (self.running or self.storing):  # noqa: ASYNC110
+            await asyncio.sleep(RUNNING_CHECKED_EVERY)
+        if self.stop is Stop.HAND_BACK and not self.cut:
+            self.loop.call_later(THROW_OUT_AFTER, self._throw_out)
+        raise self.suspended()
+
+    def _throw_out(self) -> None:
+        """A task of the body was refused something, and another waits for what does not come any more."""
+        if not self.ended and not self.thrown_out:
+            self._cancel()
+
     def suspended(self) -> Suspended:
         """The signal to raise; from now on the body did not run to its end, whatever it makes of the signal."""
-        self.cut = True
+        self._cut_off()
         return Suspended()
+
+    def _cut_off(self) -> None:
+        """From now on nobody asks the body's tasks how they ended: asyncio need not complain of it."""
+        self.cut = True
+        while self.failed:
+            self.failed.pop().exception()
 
     def _is_only_waiting(self) -> bool:
         """True when each task of the body waits durably, or for others that do."""
@@ -416,7 +479,16 @@ class Turn:
         """Scope.know_task."""
         if not self.ended:
             self.made.add(task)
-            task.add_done_callback(self.made.discard)
+            task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self.made.discard(task)
+        if task.cancelled():
+            return
+        if self.cut:
+            task.exception()
+        elif getattr(task, "_exception", None) is not None:  # asking for it by exception() would hide it
+            self.failed.append(task)
 
     # -- parts
 
@@ -503,7 +575,11 @@ class Turn:
     async def _refuse_call(self) -> NoReturn:
         await asyncio.sleep(0)  # a task that tries again and again must not keep the event loop to itself
         if self.stop is not None and not (self.ended and self.main is not None and self.main.done()):
-            raise self.suspended()
+            caller = asyncio.current_task(self.loop)
+            self.refusals[caller] = refusals = self.refusals.get(caller, 0) + 1
+            if refusals > MOST_REFUSALS:
+                await self._abandon_for_good()
+            await self.step_aside()
         raise NotInExecution(
             f"execution {self.execution_id!r} has ended its turn; await everything a body starts before it returns"
         )
@@ -513,7 +589,11 @@ class Turn:
         while self.storing:
             await asyncio.wait(self.storing)
         if self.stop is not None:
-            raise self.suspended()
+            self.running -= 1  # the caller, which has not begun
+            try:
+                await self.step_aside()
+            finally:
+                self.running += 1
 
 
 def replayed(stored: Checkpoint, codec: Codec, raises: tuple[type[Exception], ...]) -> Any:

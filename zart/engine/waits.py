@@ -73,7 +73,7 @@ async def _event_or_timeout(turn: Turn, key: int, name: str, timeout: float | No
         return heard.result()
     late = await turn.store(key, Kind.EVENT, Outcome.TIMED_OUT, 1, 0.0, name, None, None)
     if turn.stop is not None:
-        raise turn.suspended()
+        await turn.step_aside()
     return late or Checkpoint(Kind.EVENT, Outcome.TIMED_OUT, name, 1, None, None, None, turn.epoch)
 
 
@@ -119,4 +119,4 @@ async def pause(turn: Turn, due: float, heard: asyncio.Future[Checkpoint] | None
         finally:
             del turn.waits[task]
     if turn.stop is not None:
-        raise turn.suspended()
+        await turn.step_aside()

@@ -14,21 +14,21 @@ _BETWEEN = frozenset({"zart", "asyncio", "uvloop", "concurrent", "threading"})
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def where(body: Any = None) -> str:
+def where(body: asyncio.Task[Any] | None = None) -> str:
     """The place in the user's source that the running call comes from, to be put after a word of a sentence.
 
     That is the innermost frame outside zart and asyncio. A task that runs nothing but a zart call, as `gather` makes
     them, has no such frame: then it is the place where the body waits meanwhile.
 
     Args:
-        body: the coroutine of the execution's body, if there is one.
+        body: the task that runs the execution's body, if there is one.
 
     Returns:
         As " at orders.py:41", or " while the body waits at orders.py:44"; empty when neither is known.
     """
     if frame := _innermost_caller(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
         return f" at {_place(frame.f_code, frame.f_lineno)}"
-    if frame := _innermost_awaiting(body):
+    if body is not None and (frame := _innermost_awaiting(body.get_coro())):
         return f" while the body waits at {_place(frame.f_code, frame.f_lineno)}"
     return ""
 
@@ -57,6 +57,7 @@ def _innermost_caller(frame: FrameType | None) -> FrameType | None:
 def _innermost_awaiting(coroutine: Any) -> FrameType | None:
     """The innermost frame of the user in a chain of suspended coroutines."""
     found: FrameType | None = None
+    coroutine = getattr(coroutine, "coroutine", coroutine)  # in what `Attribution.wrap` makes
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         if not is_between(frame):
             found = frame

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
-from zart.errors import InvalidArgument
+from zart.errors import InvalidArgument, shown
 
 _FILES = resources.files("zart.store")
 _LONGEST_IDENTIFIER = 63
@@ -38,6 +38,7 @@ def quoted(schema: str) -> str:
     usable = schema.isprintable() and not set("$:") & set(schema)
     if not usable or not 1 <= len(schema.encode()) <= _LONGEST_IDENTIFIER:
         raise InvalidArgument(
-            f"schema must be a name of 1 to {_LONGEST_IDENTIFIER} bytes, printable, without '$' and ':', got {schema!r}"
+            f"schema must be a name of 1 to {_LONGEST_IDENTIFIER} bytes, printable, without '$' and ':',"
+            f" got {shown(schema)}"
         )
     return '"' + schema.replace('"', '""') + '"'

@@ -1,0 +1,140 @@
+"""Random workflows with random crashes: the same result, no kept step begins again, each name is there once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from tests.property.random_workflows import Node, Workflow, events_of, trees
+from tests.support.database import Database
+from tests.support.engine import Engine
+from tests.support.eventually import eventually
+from zart.config import WorkerConfig
+from zart.errors import ExecutionFailed
+from zart.model import EventAnswer, ExecutionStatus, StepRecord
+from zart.testing import Run
+from zart.testing.crashes import Moment, Point
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+HOUR = 3600.0
+
+numbers = itertools.count(1)
+
+# On which side of a write, and of which: in percent of the writes that there are without crashes.
+deaths = st.lists(st.tuples(st.sampled_from(list(Moment)), st.integers(0, 99)), min_size=1, max_size=6)
+
+
+def new_run(nodes: tuple[Node, ...]) -> Run[Any]:
+    run: Run[Any] = Run(Workflow(nodes, HOUR).durable(), start=START)
+    for name, units in events_of(nodes).items():
+        if units:
+            run.offer_event(name, name, after=units * HOUR)
+        else:
+            run.offer_event(name, name)
+    return run
+
+
+async def end_of(run: Run[Any]) -> Any:
+    try:
+        return await run.result()
+    except ExecutionFailed as failed:
+        return (failed.error["type"], failed.error["message"], failed.error.get("step"))
+
+
+@settings(max_examples=200)
+@given(nodes=trees(may_race=True), deaths=deaths)
+def test_random_workflows_come_to_the_same_end_whatever_crashes(
+    nodes: tuple[Node, ...], deaths: Sequence[tuple[Moment, int]]
+) -> None:
+    asyncio.run(compare(nodes, deaths))
+
+
+async def compare(nodes: tuple[Node, ...], deaths: Sequence[tuple[Moment, int]]) -> None:
+    calm, crashed = new_run(nodes), new_run(nodes)
+    wanted = await end_of(calm)
+    writes = len(calm._plan.writes)
+    crashed._plan.points += [Point(moment, number=1 + writes * percent // 100) for moment, percent in deaths]
+    assert await end_of(crashed) == wanted
+    event(f"crashes: {crashed.crashes}")
+    assert crashed.elapsed == calm.elapsed
+    for run in (calm, crashed):
+        assert run._starts.again == []
+        assert_each_once(run.history)
+    assert kept(crashed.history) == kept(calm.history)
+    assert calm.starts.keys() == crashed.starts.keys()
+    assert all(crashed.starts[name] >= count for name, count in calm.starts.items())
+
+
+def assert_each_once(history: Sequence[StepRecord]) -> None:
+    assert [name for name, count in Counter(record.name for record in history).items() if count > 1] == []
+
+
+def kept(history: Sequence[StepRecord]) -> dict[str, Any]:
+    """What does not depend on time."""
+    plain = [record for record in history if not record.name.startswith("now")]
+    return {record.name: (record.kind, record.status, record.result, len(record.failed_attempts)) for record in plain}
+
+
+# -- the same on PostgreSQL
+
+
+@settings(
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(nodes=trees(may_race=False), seed=st.integers(0, 2**32))
+def test_random_workflows_come_to_the_same_end_on_postgresql(
+    database: Database, nodes: tuple[Node, ...], seed: int
+) -> None:
+    asyncio.run(compare_with_postgres(database, nodes, random.Random(seed)))
+
+
+async def compare_with_postgres(database: Database, nodes: tuple[Node, ...], chance: random.Random) -> None:
+    wanted = await end_of(new_run(nodes))
+    begun: list[tuple[str, float]] = []
+    workflow = Workflow(nodes, 0.02, lambda name: begun.append((name, time.time())))
+    execution_id = f"run-{next(numbers)}"
+    durable = workflow.durable()
+    config = WorkerConfig(lease_timeout="1h", park_grace=chance.choice([0.0, 0.01, 1.0]))
+    async with Engine(database, [durable], config=config, workers=2) as engine:
+        await eventually(lambda: all(loop.place.ready for loop in engine.loops))
+        await engine.start(execution_id, durable)
+        offers = asyncio.create_task(offer(engine, execution_id, nodes))
+        faults = asyncio.create_task(disturb(engine, chance))
+        record = await engine.ended(execution_id)
+        faults.cancel()
+        await offers
+        history = await engine.history(execution_id)
+    if record.status is ExecutionStatus.COMPLETED:
+        assert record.output == wanted
+    else:
+        assert record.status is ExecutionStatus.FAILED
+        assert (record.error["type"], record.error["message"], record.error.get("step")) == wanted
+    assert_each_once(history)
+    stored = {step.name: step.finished_at.timestamp() for step in history if step.finished_at is not None}
+    assert [name for name, moment in begun if name in stored and moment > stored[name]] == []
+
+
+async def offer(engine: Engine, execution_id: str, nodes: tuple[Node, ...]) -> None:
+    for name, units in sorted(events_of(nodes).items(), key=lambda each: each[1]):
+        await asyncio.sleep(units * 0.02)
+        assert await engine.offer(execution_id, name, name) in (EventAnswer.ACCEPTED, EventAnswer.FINISHED)
+
+
+async def disturb(engine: Engine, chance: random.Random) -> None:
+    """A worker is taken over as if it were dead, or all lose their connections, every now and then."""
+    for _ in range(chance.randint(0, 5)):
+        await asyncio.sleep(chance.random() * 0.08)
+        if chance.random() < 0.7:
+            await engine.take_over(chance.choice(engine.loops))
+        else:
+            await engine.cut_connections()
