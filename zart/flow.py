@@ -157,7 +157,7 @@ async def capture(name: str, function: Any, type: Any = None) -> Any:
         InvalidArgument: name or function cannot be used.
     """
     scope = require_scope(f"capture({shown(name)})")
-    checked_name(name, "a captured value")
+    name = checked_name(name, "a captured value")
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise InvalidArgument(
             f"capture({name!r}) takes a plain function, got {shown(function)}; make async work a step"
@@ -238,7 +238,7 @@ async def wait_for_event(name: str, type: Any = Any, *, timeout: Duration | None
         >>> approval = await zart.wait_for_event("approved", Approval, timeout="3d")
     """
     scope = require_scope(f"wait_for_event({shown(name)})")
-    checked_name(name, "an event")
+    name = checked_name(name, "an event")
     seconds = None if timeout is None else seconds_of(timeout, f"the timeout of event {name!r}")
     return await scope.wait_for_event(name, _codec(type, f"event {name!r}"), seconds)
 

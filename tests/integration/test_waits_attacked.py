@@ -389,10 +389,6 @@ async def test_turns_that_are_put_down_are_forgotten_at_once(database: Database)
     async def sleeps() -> None:
         await zart.sleep("long", "1h")
 
-    def turns() -> int:
-        gc.collect()
-        return sum(1 for thing in gc.get_objects() if type(thing) is Turn)
-
     async with Engine(database, [sleeps], config=WorkerConfig(lease_timeout="1h")) as engine:
         for number in range(20):
             await engine.start(f"s{number}", sleeps)
@@ -401,6 +397,11 @@ async def test_turns_that_are_put_down_are_forgotten_at_once(database: Database)
                 "select count(*) = 20 from zart.zart_queue where waiting and worker is null"
             )
         )
+
+        def turns() -> int:
+            gc.collect()
+            return sum(1 for thing in gc.get_objects() if type(thing) is Turn and thing.host in engine.loops)
+
         await eventually(lambda: turns() == 0, within=2)
 
 

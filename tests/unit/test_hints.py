@@ -12,11 +12,11 @@ class Wire:
     """Takes hints when it is open."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[int, str, str]] = []
+        self.sent: list[tuple[int, str | None, str | None]] = []
         self.open = asyncio.Event()
         self.broken = False
 
-    async def send(self, bucket: int, queue: str, task_name: str) -> None:
+    async def send(self, bucket: int, queue: str | None, task_name: str | None) -> None:
         await self.open.wait()
         self.sent.append((bucket, queue, task_name))
         if self.broken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from types import FunctionType
 from typing import Any, cast
 
@@ -22,23 +22,32 @@ def line_of(function: Callable[..., Any], text: str) -> int:
     return first + next(number for number, line in enumerate(lines) if text in line)
 
 
-def of_zart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, as if it stood in a module of zart."""
-    plain = cast("FunctionType", function)
-    made = FunctionType(plain.__code__, {**plain.__globals__, "__name__": "zart.flow"}, plain.__name__)
-    made.__kwdefaults__ = plain.__kwdefaults__
-    return made
+def of_module(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same function, as if it stood in a module of this name."""
+
+    def move(function: Callable[..., Any]) -> Callable[..., Any]:
+        plain = cast("FunctionType", function)
+        made = FunctionType(plain.__code__, {**plain.__globals__, "__name__": name}, plain.__name__)
+        made.__kwdefaults__ = plain.__kwdefaults__
+        return made
+
+    return move
 
 
-@of_zart
+@of_module("zart.flow")
 def plain_call() -> str:
     return where()
 
 
-@of_zart
+@of_module("zart.flow")
 async def awaited_call(*, tasks: Sequence[asyncio.Task[Any]] = ()) -> str:
     await asyncio.sleep(0)
     return where(tasks[0] if tasks else None)
+
+
+@of_module("asyncio.timeouts")
+async def awaiting_of_asyncio(call: Any) -> Any:
+    return await call
 
 
 class ZartCall(Call[str, Exception]):
@@ -87,6 +96,22 @@ async def test_a_plain_function_between_body_and_zart_is_the_place() -> None:
         return found
 
     assert await asyncio.create_task(_awaiting(between)) == f" at {HERE}:{line_of(between, 'this one')}"
+
+
+async def test_a_function_of_asyncio_between_body_and_zart_is_not_the_place() -> None:
+    async def body() -> Any:
+        return await awaiting_of_asyncio(ZartCall())  # this one
+
+    assert await body() == f" at {HERE}:{line_of(body, 'this one')}"
+
+
+async def test_an_awaitable_of_the_user_is_a_place_in_a_task_of_its_own() -> None:
+    class Wrapped:
+        def __await__(self) -> Generator[Any, Any, str]:
+            return (yield from ZartCall().__await__())  # this one
+
+    (found,) = await asyncio.gather(Wrapped())
+    assert found == f" at {HERE}:{line_of(Wrapped.__await__, 'this one')}"
 
 
 async def test_an_async_generator_is_a_place_too() -> None:

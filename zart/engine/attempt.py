@@ -15,6 +15,7 @@ from zart.engine.retry import delay_before_retry
 from zart.engine.signals import Suspended
 from zart.engine.spec import StepInvocation
 from zart.engine.waits import pause
+from zart.engine.where import where
 from zart.errors import NotInBody, SerializationError, StepFailed
 from zart.metrics import STEP_RETRIES, STEPS_FAILED
 from zart.model import ExecutionInfo, Kind
@@ -99,14 +100,19 @@ class StepRun:
             await self.fail(error, "timed_out")
         if failure.is_declared(error, spec.raises):
             await self.fail(error, "declared")
-        delay = delay_before_retry(spec.retry, self.attempt, error)
+        try:
+            delay = delay_before_retry(spec.retry, self.attempt, error)
+        except BaseException as broken:  # the user's retry_on
+            await self.fail(broken, "failed")
         if delay is None:
             used_up = 0 < spec.retry.retries <= self.attempt
             await self.fail(error, "exhausted" if used_up else "failed")
             return
         due = turn.loop.time() + delay
         if self.time_limit is not None and due >= self.time_limit:
-            await self.fail(OutOfTime(), "timed_out")
+            late = OutOfTime()
+            late.__cause__ = error
+            await self.fail(late, "timed_out")
         record = failure.encode(failure.step_failure(error, "failed", self.attempt + 1))
         await turn.store(self.key, Kind.ATTEMPT, 0, self.number, self._seconds(), self.name, None, record, due=delay)
         turn.host.place.words[STEP_RETRIES] += 1
@@ -116,7 +122,7 @@ class StepRun:
         """A cancelled or stopped turn records nothing; a CancelledError that nobody asked for is the step's own."""
         if self.turn.is_interrupted():
             raise self.turn.suspended() from None
-        if isinstance(error, Suspended | GeneratorExit):
+        if isinstance(error, Suspended) or (isinstance(error, GeneratorExit) and not self.turn.is_calling()):
             raise error
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
@@ -146,7 +152,7 @@ class StepRun:
     def _record(self, error: BaseException, kind: str, attempts: int) -> failure.Record:
         if kind == "declared" and isinstance(error, Exception):
             try:
-                return failure.declared_failure(error, attempts)
+                return failure.declared_failure(error, attempts, self.turn.host.max_result_bytes)
             except SerializationError as refused:
                 error, kind = refused, "serialization"
         record = failure.step_failure(error, kind, attempts)
@@ -203,6 +209,6 @@ class StepRun:
 
     def _misplaced(self, what: str, name: str) -> str:
         return (
-            f"{what}({name!r}) was called inside step {self.name!r}; call it in the body,"
+            f"{what}({name!r}) was called inside step {self.name!r}{where()}; call it in the body,"
             " and pass what the step needs of it as an argument"
         )

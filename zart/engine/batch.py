@@ -47,7 +47,7 @@ class VerbRow(NamedTuple):
     verb: int
     seen: int | None = None
     done_at: int | None = None
-    due: float | None = None
+    due: float | None = None  # the loop's time: it may be sent late, and again
     status: int = 0
     output: bytes | None = None
     error: bytes | None = None
@@ -70,10 +70,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.checkpoints) + len(self.verbs)
 
-    def columns(self) -> tuple[Any, ...]:
-        """The arrays of zart_tick between the worker's id and the claims."""
+    def columns(self, now: float) -> tuple[Any, ...]:
+        """The arrays of zart_tick between the worker's id and the claims; `now` is the loop's time."""
         checkpoints = tuple(zip(*self.checkpoints, strict=True))[2:] or _NO_CHECKPOINTS
-        verbs = tuple(zip(*self.verbs, strict=True))[1:] or _NO_VERBS
+        rows = [row if row.due is None else row._replace(due=max(0.0, row.due - now)) for row in self.verbs]
+        verbs = tuple(zip(*rows, strict=True))[1:] or _NO_VERBS
         return (*map(_column, checkpoints), *map(_column, verbs), *_NO_CHILDREN)
 
     def ending(self) -> int:

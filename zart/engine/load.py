@@ -94,7 +94,7 @@ class Loader:
             )
             self._refuse(turn, StoredStatus.FAILED, {**failure.describe(misfit), "kind": "input_refused"})
             return
-        except Exception as error:  # code of the input's own type
+        except BaseException as error:  # code of the input's own type, which may even exit
             self._refuse(turn, StoredStatus.FAILED, {**failure.describe(error), "kind": "input_refused"})
             return
         turn.begin(spec, row["execution_id"], data, row["attempt"], deadline_in, self._loop)

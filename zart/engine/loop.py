@@ -401,7 +401,8 @@ class WorkerLoop:
     @property
     def grace(self) -> float:
         """Host.grace. When slots are wanted, waiting bodies give theirs back at once."""
-        return self.config.grace_seconds if len(self.turns) < self.config.max_concurrent_tasks else 0.0
+        slots = self.config.max_concurrent_tasks
+        return self.config.grace_seconds if is_worth_a_claim(slots - len(self.turns), slots) else 0.0
 
     async def _beat(self) -> None:
         beats = 0

@@ -166,7 +166,10 @@ class Resolver:
                 again.add_checkpoint(row)
             else:
                 row.stored.set_result(None if stored["epoch"] == row.epoch else checkpoint_of(stored))
-        self.ticker.put_back(again)
+        if answered:  # the row that an event's timeout needs is locked by an offer in an open transaction
+            self.ticker.put_back_later(again)
+        else:
+            self.ticker.put_back(again)
 
     async def _still_held(self, bucket: int, rows: Sequence[CheckpointRow | VerbRow]) -> set[tuple[int, int]]:
         session = self.session

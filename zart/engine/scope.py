@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from zart.codec import Codec
 from zart.engine.spec import StepInvocation
+from zart.engine.where import where
 from zart.errors import NotInExecution
 from zart.model import ExecutionInfo
 
@@ -60,7 +61,7 @@ def require_scope(what: str) -> Scope:
     scope = current_scope.get()
     if scope is None:
         raise NotInExecution(
-            f"{what} was called outside an execution; call it in the body of a @zart_durable function"
-            " that a worker runs"
+            f"{what} was called outside an execution{where()}; call it in the body of a @zart_durable function"
+            " that a worker runs; in a test, run that by zart.testing"
         )
     return scope

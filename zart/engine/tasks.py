@@ -22,8 +22,44 @@ class _MakeTask(Protocol):
     def __call__(self, loop: asyncio.AbstractEventLoop, coro: Any, /, **options: Any) -> _Task: ...
 
 
+class _Guarded(Coroutine[Any, Any, Any]):
+    """A task's coroutine whose exits are errors: asyncio lets SystemExit and KeyboardInterrupt of a task end its loop,
+    and with it the worker and everybody else's work.
+    """
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self, coroutine: Any) -> None:
+        self.coroutine = coroutine
+
+    def send(self, value: Any, /) -> Any:
+        try:
+            return self.coroutine.send(value)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _as_error(error) from error
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
+        try:
+            return self.coroutine.throw(typ) if val is None and tb is None else self.coroutine.throw(typ, val, tb)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _as_error(error) from error
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise RuntimeError("this coroutine belongs to a task; await the task")
+
+    def __repr__(self) -> str:
+        return repr(self.coroutine)
+
+
+def _as_error(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"a task raised {type(error).__name__}({error}); user code does not end its worker")
+
+
 class _Follower:
-    """A task factory that tells the scope a task is made in. Whatever factory was there before makes the task."""
+    """A task factory that tells the scope a task is made in, and guards it. The factory before it makes the task."""
 
     def __init__(self, before: _MakeTask | None) -> None:
         self.before, self.users = before, 0
@@ -35,9 +71,10 @@ class _Follower:
         **options: Any,
     ) -> _Task:
         make = self.before
-        task = asyncio.Task(coro, loop=loop, **options) if make is None else make(loop, coro, **options)
         context: Context | None = options.get("context")
         scope = current_scope.get() if context is None else context.get(current_scope)
+        made = coro if scope is None else _Guarded(coro)
+        task = asyncio.Task(made, loop=loop, **options) if make is None else make(loop, made, **options)
         if scope is not None:
             scope.know_task(task)
         return task
@@ -83,26 +120,31 @@ def is_joining(task: _Task, body: Container[_Task]) -> bool:
         body: all tasks of the body.
     """
     awaited = getattr(task, "_fut_waiter", None)
-    if awaited is None:
+    if awaited is None or awaited.done():
         return False
-    if isinstance(awaited, asyncio.Task):
-        return awaited in body
-    children = getattr(awaited, "_children", None)  # of a gather
-    if children is not None:
-        return all(child.done() or child in body for child in children)
+    if isinstance(awaited, asyncio.Task) or hasattr(awaited, "_children"):
+        return _is_of(awaited, body)
     innermost = _innermost(task.get_coro())
     if innermost is None or innermost.cr_frame is None:
         return False
+    known = innermost.cr_frame.f_locals
     if innermost.cr_code in _GROUP_ENDS:
-        return True
+        return all(_is_of(member, body) for member in getattr(known.get("self"), "_tasks", ()))
     if innermost.cr_code is _WAIT:
-        known = innermost.cr_frame.f_locals
-        return known.get("timeout") is None and all(future.done() or future in body for future in known.get("fs", ()))
+        return known.get("timeout") is None and all(_is_of(future, body) for future in known.get("fs", ()))
     return False
 
 
+def _is_of(future: Any, body: Container[_Task]) -> bool:
+    """True when a future is done, a task of the body, or a gather of such futures."""
+    if future.done() or future in body:
+        return True
+    children = getattr(future, "_children", None)
+    return children is not None and all(_is_of(child, body) for child in children)
+
+
 def _innermost(coroutine: Any) -> types.CoroutineType[Any, Any, Any] | None:
-    """The coroutine at the end of a chain of awaits. That of a body is inside the one that `Attribution.wrap` makes."""
+    """The coroutine at the end of a chain of awaits. A task's is inside what `_Guarded` or `Attribution.wrap` made."""
     found, coroutine = None, getattr(coroutine, "coroutine", coroutine)
     while inspect.iscoroutine(coroutine):
         found, coroutine = coroutine, coroutine.cr_await

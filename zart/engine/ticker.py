@@ -113,7 +113,8 @@ class Ticker:
         error: bytes | None = None,
     ) -> None:
         """RowSink.end."""
-        row = VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due, status, output, error)
+        due_at = None if due is None else self._loop.time() + due
+        row = VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due_at, status, output, error)
         self.waiting_for(turn.bucket).add_verb(row)
         self._kick()
 
@@ -153,7 +154,7 @@ class Ticker:
         """One tick, one round trip. Errors are the driver's; what they mean is `resolve`'s business."""
         began = perf_counter()
         rows: list[Any] = await self._session.connection.fetch(
-            self._sql, batch.bucket, self._session.worker_id, *batch.columns(), lanes, limit
+            self._sql, batch.bucket, self._session.worker_id, *batch.columns(self._loop.time()), lanes, limit
         )
         place = self._place
         place.observe(TICK_DURATION, perf_counter() - began)

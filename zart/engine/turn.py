@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import ctypes
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from zart.engine.scope import current_scope
 from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import DurableSpec, StepInvocation
 from zart.engine.tasks import is_joining
+from zart.engine.where import where
 from zart.errors import DuplicateStepName, NotInExecution, SerializationError
 from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
@@ -47,7 +47,9 @@ THROW_OUT_AFTER = 1.0
 
 RUNNING_CHECKED_EVERY = 0.02
 
-_forget_task: Callable[[asyncio.Task[Any]], None] = asyncio.tasks._unregister_task
+# Tasks of bodies that swallow every signal. Never freed: that would let them go on, outside of any execution.
+_given_up: set[asyncio.Task[Any]] = set()
+_forget_task: Callable[[asyncio.Task[Any]], None] = getattr(asyncio.tasks, "_unregister_task", _given_up.add)
 
 _STEP_SPACE = int(KeySpace.STEP)
 _PAST_DEADLINE = {
@@ -70,10 +72,10 @@ class Turn:
     """
 
     __slots__ = (
-        "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at", "deadline_timer", "ended",
-        "epoch", "events", "execution_id", "failed", "history", "host", "id", "loop", "made", "main", "names",
-        "refusal", "refusals", "run", "running", "seen", "spec", "stop", "storing", "tasks", "thrown_out", "unread",
-        "waiting_since", "waits", "wake_at",
+        "abandon_timer", "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
+        "deadline_timer", "ended", "epoch", "events", "execution_id", "failed", "history", "host", "id", "loop", "made",
+        "main", "names", "refusal", "refusals", "run", "running", "seen", "spec", "stop", "storing", "tasks",
+        "thrown_out", "unread", "waiting_since", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +106,7 @@ class Turn:
         self.refusals: dict[asyncio.Task[Any] | None, int] = {}
         self.unread: set[int] = set()  # those of them that nobody has looked for yet
         self.deadline_timer: asyncio.TimerHandle | None = None
+        self.abandon_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
         self.cut = self.thrown_out = False
         self.adopted, self.crashes = adopted, crashes
@@ -133,7 +136,8 @@ class Turn:
             self.deadline_timer = loop.call_later(deadline_in, self.interrupt, Stop.DEADLINE)
         context = contextvars.copy_context()
         context.run(current_scope.set, self)
-        self.main = loop.create_task(self.host.attribution.wrap(self._run(), self.id), context=context)
+        # Not by the loop's task factory: an eager one would run the body before it is known which task it is.
+        self.main = asyncio.Task(self.host.attribution.wrap(self._run(), self.id), loop=loop, context=context)
         self.main.add_done_callback(self._end_anyway)
 
     def _end_anyway(self, _: object) -> None:
@@ -199,7 +203,7 @@ class Turn:
         try:
             record = failure.execution_failure(error)
             return delay_before_retry(self.spec.retry, self.attempt, error), record
-        except Exception as broken:  # the user's retry_on
+        except BaseException as broken:  # the user's retry_on
             return None, {**failure.describe(broken), "kind": "body_failed"}
 
     def _end_stopped(self, stop: Stop) -> None:
@@ -216,8 +220,9 @@ class Turn:
     def close(self) -> None:
         """Nothing is recorded from here on."""
         self.ended = True
-        if self.deadline_timer is not None:
-            self.deadline_timer.cancel()
+        for timer in (self.deadline_timer, self.abandon_timer):
+            if timer is not None:
+                timer.cancel()
 
     # -- stopping
 
@@ -243,6 +248,8 @@ class Turn:
         if self.ended or self.thrown_out or not self.waits or self.stop not in (None, Stop.HAND_BACK):
             return
         if not self._is_only_waiting():
+            if self.stop is Stop.HAND_BACK and not (self.running or self.storing):
+                self._cancel()
             return
         body = {task: getattr(task, "_fut_waiter", None) for task in (*self.tasks, *self.made) if not task.done()}
         if self.main is not None:
@@ -288,7 +295,7 @@ class Turn:
             task.cancel()
         if self.main is not None:
             self.main.cancel()
-            self.loop.call_later(ABANDON_AFTER, self._abandon)
+            self.abandon_timer = self.loop.call_later(ABANDON_AFTER, self._abandon)
 
     def _abandon(self) -> None:
         if self.main is not None and not self.main.done() and not self.ended:
@@ -298,14 +305,13 @@ class Turn:
     async def _abandon_for_good(self) -> None:
         """Leave a body to itself that swallows every signal: the caller never goes on.
 
-        Its tasks are forgotten, as the end of an event loop waits for them; and never freed, as closing them would let
-        the body go on, outside of any execution. Both it would swallow for ever.
+        Its tasks are taken off asyncio's list: the end of an event loop would wait for them for ever.
         """
         self._abandon()
         for task in (*self.tasks, *self.made, self.main):
             if task is not None and not task.done():
+                _given_up.add(task)
                 _forget_task(task)
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
         await self.loop.create_future()
 
     async def step_aside(self) -> NoReturn:
@@ -334,7 +340,7 @@ class Turn:
 
     def _is_only_waiting(self) -> bool:
         """True when each task of the body waits durably, or for others that do."""
-        if self.running or self.storing:
+        if self.running or self.storing or any(heard.done() for heard in self.events.values()):
             return False
         body = self.tasks | self.made
         if self.main is not None:
@@ -343,8 +349,10 @@ class Turn:
 
     def hear(self, wakes: int, found: Mapping[int, Checkpoint], looked_for: Iterable[int]) -> None:
         """Take in what was looked for. `wakes` was read before the events were: none of them is ever missed."""
+        if self.thrown_out:  # it parks with the counter that its body knows of
+            return
         self.seen = wakes
-        self.unread.difference_update(looked_for)
+        self.unread = self.events.keys() - looked_for  # those whose wait began meanwhile
         for key, event in found.items():
             future = self.events.get(key)
             if future is not None and not future.done():
@@ -359,6 +367,11 @@ class Turn:
     def is_running(self) -> bool:
         """True while the body has not come to its end."""
         return self.main is not None and not self.main.done()
+
+    def is_calling(self) -> bool:
+        """True in a task of its body; not while its coroutines are closed from elsewhere."""
+        caller = asyncio.current_task(self.loop)
+        return caller is not None and (caller is self.main or caller in self.tasks)
 
     def is_lost(self) -> bool:
         """True when the claim is gone."""
@@ -383,7 +396,7 @@ class Turn:
         spec = call.spec
         tries = None
         if self.history is not None:
-            stored = self.history.find(key, name, Kind.STEP)
+            stored = self.history.find(key, name, Kind.STEP, self.main)
             if stored is not None:
                 self.host.place.words[STEPS_REPLAYED] += 1
                 return replayed(stored, spec.codec, spec.raises)
@@ -498,7 +511,7 @@ class Turn:
             await self._refuse_call()
         self._know_caller()
         key = self._claim_name(name)
-        return key, None if self.history is None else self.history.find(key, name, kind)
+        return key, None if self.history is None else self.history.find(key, name, kind, self.main)
 
     async def begin_event(self, name: str) -> tuple[int, Checkpoint | None]:
         """The key of an event to be waited for, and what the history has under it."""
@@ -508,11 +521,11 @@ class Turn:
         key = step_key(KeySpace.EVENT, name)
         if key in self.names:
             raise DuplicateStepName(
-                f"execution {self.execution_id!r} waits twice for the event {name!r}; only one event of a name is kept"
-                f' in a run: give each its own name, as "{name}-2"'
+                f"execution {self.execution_id!r} waits twice for the event {name!r}{where(self.main)};"
+                f' only one event of a name is kept in a run: give each its own name, as "{name}-2"'
             )
         self.names.add(key)
-        return key, None if self.history is None else self.history.find(key, name, Kind.EVENT)
+        return key, None if self.history is None else self.history.find(key, name, Kind.EVENT, self.main)
 
     async def store(
         self,
@@ -566,8 +579,8 @@ class Turn:
         key = step_key(_STEP_SPACE, name)
         if key in self.names:
             raise DuplicateStepName(
-                f"execution {self.execution_id!r} uses the name {name!r} twice; names identify checkpoints:"
-                f' give each its own, as with .named("{name}-2") or a template like "{name}-{{item}}"'
+                f"execution {self.execution_id!r} uses the name {name!r} twice{where(self.main)}; names identify"
+                f' checkpoints: give each its own, as with .named("{name}-2") or a template like "{name}-{{item}}"'
             )
         self.names.add(key)
         return key
@@ -581,7 +594,8 @@ class Turn:
                 await self._abandon_for_good()
             await self.step_aside()
         raise NotInExecution(
-            f"execution {self.execution_id!r} has ended its turn; await everything a body starts before it returns"
+            f"execution {self.execution_id!r} has ended its turn, but is called{where() or ' again'};"
+            " await everything that a body starts before it returns"
         )
 
     async def _earlier_checkpoints(self) -> None:
@@ -603,4 +617,4 @@ def replayed(stored: Checkpoint, codec: Codec, raises: tuple[type[Exception], ..
             return codec.decode(stored.result or "null")
         except SerializationError as error:
             raise error.named(stored.name) from error.__cause__
-    raise failure.rebuild(failure.decode(stored.error or "{}"), stored.name, raises)
+    raise failure.rebuild(failure.decode(stored.error or "{}"), stored.name, raises) from None

@@ -11,7 +11,7 @@ from typing import Any
 
 # What lies between the user's code and zart, in either direction.
 _BETWEEN = frozenset({"zart", "asyncio", "uvloop", "concurrent", "threading"})
-_ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 
 
 def where(body: asyncio.Task[Any] | None = None) -> str:

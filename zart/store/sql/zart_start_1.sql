@@ -15,8 +15,8 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := now();
-  v_run_at timestamptz := v_now + case when p_delay between 0 and 3e9 then p_delay else 0 end * interval '1 s';
-  v_deadline timestamptz := v_run_at + case when p_timeout between 0 and 3e9 then p_timeout end * interval '1 s';
+  v_run_at timestamptz := v_now + case when p_delay between 0 and 4e9 then p_delay else 0 end * interval '1 s';
+  v_deadline timestamptz := v_run_at + case when p_timeout between 0 and 4e9 then p_timeout end * interval '1 s';
   v_created bigint[];
 begin
   with started as (

@@ -45,7 +45,7 @@ begin
       insert into :schema.zart_tasks(
         bucket, id, run, step_key, epoch, kind, status, attempts, due, seconds, name, result, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.kind, c.status, c.attempts,
-             v_now + case when c.due between 0 and 3e9 then c.due when c.due < 0 then 0 end * interval '1 s',
+             v_now + case when c.due between 0 and 4e9 then c.due when c.due < 0 then 0 end * interval '1 s',
              c.seconds, c.name, convert_from(c.result, 'UTF8')::json, convert_from(c.error, 'UTF8')::json
       from unnest(c_id, c_epoch, c_key, c_kind, c_status, c_attempts, c_due, c_seconds, c_name, c_result, c_error)
              c(id, epoch, key, kind, status, attempts, due, seconds, name, result, error),
@@ -57,7 +57,7 @@ begin
       insert into :schema.zart_tasks(
         bucket, id, run, step_key, epoch, kind, status, attempts, due, seconds, name, result, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.kind, c.status, c.attempts,
-             v_now + case when c.due between 0 and 3e9 then c.due when c.due < 0 then 0 end * interval '1 s',
+             v_now + case when c.due between 0 and 4e9 then c.due when c.due < 0 then 0 end * interval '1 s',
              c.seconds, c.name, convert_from(c.result, 'UTF8')::json, convert_from(c.error, 'UTF8')::json
       from unnest(c_id, c_epoch, c_key, c_kind, c_status, c_attempts, c_due, c_seconds, c_name, c_result, c_error)
              c(id, epoch, key, kind, status, attempts, due, seconds, name, result, error),
@@ -73,7 +73,7 @@ begin
       insert into :schema.zart_tasks(
         bucket, id, run, step_key, epoch, kind, status, attempts, due, seconds, name, result, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.kind, c.status, c.attempts,
-             v_now + case when c.due between 0 and 3e9 then c.due when c.due < 0 then 0 end * interval '1 s',
+             v_now + case when c.due between 0 and 4e9 then c.due when c.due < 0 then 0 end * interval '1 s',
              c.seconds, c.name, convert_from(c.result, 'UTF8')::json, convert_from(c.error, 'UTF8')::json
       from unnest(c_id, c_epoch, c_key, c_kind, c_status, c_attempts, c_due, c_seconds, c_name, c_result, c_error)
              c(id, epoch, key, kind, status, attempts, due, seconds, name, result, error),
@@ -88,7 +88,7 @@ begin
     if 9 = any(c_kind) then
       insert into :schema.zart_attempts(bucket, id, run, step_key, epoch, attempt, due, seconds, name, error)
       select p_bucket, q.id, q.run, c.key, q.epoch, c.attempts,
-             v_now + case when c.due between 0 and 3e9 then c.due when c.due < 0 then 0 end * interval '1 s',
+             v_now + case when c.due between 0 and 4e9 then c.due when c.due < 0 then 0 end * interval '1 s',
              c.seconds, c.name, convert_from(c.error, 'UTF8')::json
       from unnest(c_id, c_epoch, c_key, c_kind, c_attempts, c_due, c_seconds, c_name, c_error)
              c(id, epoch, key, kind, attempts, due, seconds, name, error),
@@ -121,7 +121,7 @@ begin
   if m_id is not null then
     if cardinality(k_id) > 0 then
       select array_agg(convert_from(u.input, 'UTF8')::json order by u.o),
-             array_agg(v_now + case when u.due between 0 and 3e9 then u.due when u.due < 0 then 0 end * interval '1 s'
+             array_agg(v_now + case when u.due between 0 and 4e9 then u.due when u.due < 0 then 0 end * interval '1 s'
                        order by u.o)
         into m_json, m_at from unnest(k_input, k_deadline) with ordinality u(input, due, o);
       with kid as (
@@ -232,7 +232,7 @@ begin
     end if;
 
     if m_verb && '{2,3,4}' then
-      select array_agg(coalesce(v_now + case when u.due between 0 and 3e9 then u.due
+      select array_agg(coalesce(v_now + case when u.due between 0 and 4e9 then u.due
                                              when u.due < 0 or (u.due is null and u.verb <> 2) then 0 end
                                         * interval '1 s', 'infinity') order by u.o)
         into m_at from unnest(m_due, m_verb) with ordinality u(due, verb, o);
