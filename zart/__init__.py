@@ -5,8 +5,11 @@ from zart.config import WorkerConfig
 from zart.durable import ChildCall, DurableExecution, zart_durable
 from zart.duration import Duration, RetryConfig
 from zart.errors import (
+    BodyFailed,
+    ChildFailed,
     DatabaseError,
     DatabaseUnreachable,
+    DeadlineExceeded,
     DuplicateStepName,
     DuplicateTaskName,
     EventTimeout,
@@ -14,11 +17,14 @@ from zart.errors import (
     ExecutionCancelled,
     ExecutionFailed,
     ExecutionNotFound,
+    Failure,
     InvalidArgument,
     NonRetryable,
     NotInBody,
     NotInExecution,
+    NotInStep,
     RegistrationError,
+    RetriesExhausted,
     RetryExhausted,
     SchemaMismatch,
     SchemaMissing,
@@ -27,6 +33,7 @@ from zart.errors import (
     StepFailed,
     StepNotRegistered,
     StepTimedOut,
+    TransactionMisused,
     WaitTimedOut,
     ZartError,
 )
@@ -45,6 +52,7 @@ from zart.flow import (
     step,
     step_or,
     step_or_else,
+    trx,
     wait_for_event,
 )
 from zart.model import (
@@ -57,6 +65,7 @@ from zart.model import (
     StartedMany,
     StepRecord,
 )
+from zart.parallel import StepHandle, schedule, wait
 from zart.protocols import DurableScheduler, ExecutionHandle, Scheduler
 from zart.registry import TaskRegistry
 from zart.scheduler import PostgresScheduler
@@ -67,11 +76,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttemptRecord",
+    "BodyFailed",
     "BusinessErr",
     "Call",
     "ChildCall",
+    "ChildFailed",
     "DatabaseError",
     "DatabaseUnreachable",
+    "DeadlineExceeded",
     "DuplicateStepName",
     "DuplicateTaskName",
     "DurableExecution",
@@ -87,14 +99,17 @@ __all__ = [
     "ExecutionNotFound",
     "ExecutionRecord",
     "ExecutionStatus",
+    "Failure",
     "InvalidArgument",
     "NonRetryable",
     "NotInBody",
     "NotInExecution",
+    "NotInStep",
     "Ok",
     "Page",
     "PostgresScheduler",
     "RegistrationError",
+    "RetriesExhausted",
     "RetryConfig",
     "RetryExhausted",
     "Scheduler",
@@ -105,11 +120,13 @@ __all__ = [
     "StepCall",
     "StepDiverged",
     "StepFailed",
+    "StepHandle",
     "StepNotRegistered",
     "StepOutcome",
     "StepRecord",
     "StepTimedOut",
     "TaskRegistry",
+    "TransactionMisused",
     "WaitTimedOut",
     "Worker",
     "WorkerConfig",
@@ -121,11 +138,14 @@ __all__ = [
     "now",
     "outcome",
     "require",
+    "schedule",
     "sleep",
     "sleep_until",
     "step",
     "step_or",
     "step_or_else",
+    "trx",
+    "wait",
     "wait_for_event",
     "zart_durable",
     "zart_step",

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Generic, Never, Self, TypeVar
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from zart.engine import failure
+from zart.engine.spec import ChildSpec
 from zart.errors import StepFailed
-from zart.names import checked_name
+from zart.names import checked_operation
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -57,6 +58,10 @@ class Call(Coroutine[Any, Any, T_co], Generic[T_co, E_co]):
         """The name that the result is kept under: template filled in, `named` applied."""
 
     @abstractmethod
+    def as_child(self) -> ChildSpec:
+        """This call as an execution of its own, for `schedule`."""
+
+    @abstractmethod
     def _begin(self) -> Coroutine[Any, Any, T_co]:
         """What runs when this call is awaited."""
 
@@ -66,7 +71,7 @@ class Call(Coroutine[Any, Any, T_co], Generic[T_co, E_co]):
         Raises:
             InvalidArgument: the name cannot be used.
         """
-        object.__setattr__(self, "_name", checked_name(name, "a call"))
+        object.__setattr__(self, "_name", checked_operation(name, "a call"))
         return self
 
     def __await__(self) -> Generator[Any, Any, T_co]:

@@ -36,6 +36,8 @@ class WorkerConfig:
         queues: serve only these queues; None serves all.
         max_result_bytes: largest stored value, encoded (1 KiB to 64 MiB).
         max_crashes: deaths of its process after which an execution is quarantined.
+        trx_pool_size: most connections for steps that call `trx()`, made when they are needed (1 to 1,000). Steps that
+            find none free wait for one.
 
     Raises:
         InvalidArgument: a value is out of its bounds.
@@ -53,6 +55,7 @@ class WorkerConfig:
     queues: tuple[str, ...] | None = None
     max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES
     max_crashes: int = 3
+    trx_pool_size: int = 4
 
     def __post_init__(self) -> None:
         _whole("max_concurrent_tasks", self.max_concurrent_tasks)
@@ -65,6 +68,8 @@ class WorkerConfig:
         _within("max_result_bytes", self.max_result_bytes, 1024, 64 * 1024 * 1024, " bytes")
         _whole("max_crashes", self.max_crashes)
         _within("max_crashes", self.max_crashes, 1, 1000)
+        _whole("trx_pool_size", self.trx_pool_size)
+        _within("trx_pool_size", self.trx_pool_size, 1, 1000)
         if self.queues is not None:
             object.__setattr__(self, "queues", _checked_queues(self.queues))
 

@@ -6,20 +6,22 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Never, Protocol, TypeVar, overload
+from typing import Any, Generic, Never, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from zart.annotations import parameter_codec, result_codec
 from zart.calls import Call, run_unscoped
 from zart.codec import PLAIN
 from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
-from zart.engine.scope import current_scope
-from zart.engine.spec import DurableSpec
-from zart.errors import InvalidArgument, RegistrationError, ZartError, shown
-from zart.names import checked_name, refuse_bare
+from zart.engine.scope import Scope, current_scope
+from zart.engine.spec import ChildSpec, DurableSpec
+from zart.errors import Failure, InvalidArgument, RegistrationError, shown
+from zart.names import checked_name, checked_operation, refuse_bare
 
 D = TypeVar("D")
+D2 = TypeVar("D2")
 R = TypeVar("R")
+R2 = TypeVar("R2")
 D_contra = TypeVar("D_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -46,17 +48,19 @@ class DurableExecution(ABC, Generic[D_contra, R_co]):
     ) -> None:
         super().__init_subclass__(**keywords)
         if name is not None:
-            cls.task_name = checked_name(name, "a durable function", RegistrationError)
+            cls.task_name = checked_operation(name, "a durable function", RegistrationError)
         if queue is not None:
             cls.queue = checked_name(queue, f"the queue of {cls.__qualname__}", RegistrationError)
         if priority is not None:
             cls.priority = _checked_priority(cls.task_name, priority)
-        if hasattr(cls, "on_failure"):
-            raise _no_on_failure(cls.task_name or cls.__qualname__)
 
     @abstractmethod
     async def run(self, data: D_contra) -> R_co:
         """The body: from the start on each pass, with kept results of what was done before."""
+
+    async def on_failure(self, data: D_contra, failure: Failure) -> R_co | None:
+        """The failure handler, if a class has one: as `on_failure` of `zart_durable`."""
+        return None
 
     def max_retries(self) -> int:
         """How often a failed execution is passed over again: after 1 s, then twice as long each time, up to 5 min."""
@@ -75,13 +79,14 @@ class DurableExecution(ABC, Generic[D_contra, R_co]):
         """What the engine needs to know. Made when first asked for, which registration does.
 
         Raises:
-            RegistrationError: body or annotations cannot be used.
+            RegistrationError: body, failure handler or annotations cannot be used.
         """
-        return describe_body(self, self.run, type(self).__qualname__)
+        has_none = type(self).on_failure is DurableExecution[Any, Any].on_failure
+        return describe_body(self, self.run, type(self).__qualname__, None if has_none else self.on_failure)
 
     def __call__(self, data: D_contra, /) -> ChildCall[R_co]:
         """A call to await: outside an execution, it runs the body once, with nothing kept."""
-        return ChildCall(self.task_name, functools.partial(self.run, data))
+        return ChildCall(self, data)
 
 
 class Durable(DurableExecution[D_contra, R_co]):
@@ -95,14 +100,19 @@ class Durable(DurableExecution[D_contra, R_co]):
         timeout: float | None,
         queue: str,
         priority: int,
+        on_failure: Callable[..., Awaitable[Any]] | None,
     ) -> None:
         self.function = function
         self.task_name, self.queue, self.priority = name, queue, priority
-        self._retry, self._timeout = retry, timeout
+        self._retry, self._timeout, self._handler = retry, timeout, on_failure
         functools.update_wrapper(self, function, updated=())
 
     async def run(self, data: D_contra) -> R_co:
         return await self.function(data)
+
+    async def on_failure(self, data: D_contra, failure: Failure) -> R_co | None:
+        handle = self.spec.on_failure
+        return None if handle is None else await handle(data, failure)
 
     def max_retries(self) -> int:
         return self._retry.retries
@@ -115,7 +125,7 @@ class Durable(DurableExecution[D_contra, R_co]):
 
     @functools.cached_property
     def spec(self) -> DurableSpec:
-        return describe_body(self, self.function, self.function.__qualname__)
+        return describe_body(self, self.function, self.function.__qualname__, self._handler)
 
     def __repr__(self) -> str:
         return f"<Durable {self.task_name!r}>"
@@ -140,6 +150,64 @@ class DurableDecorator(Protocol):
     def __call__(self, function: Callable[[], Coroutine[Any, Any, R]], /) -> DurableWithoutData[R]: ...
 
 
+class HandledDecorator(Generic[D, R]):
+    """What `zart_durable(..., on_failure=...)` gives, to type checkers: what the handler takes and gives fits the body.
+
+    A handler that takes any `object` fits every body, and so does one that gives None.
+    """
+
+    @overload
+    def __call__(
+        self: HandledDecorator[object, Never], function: Callable[[D2], Coroutine[Any, Any, R2]], /
+    ) -> Durable[D2, R2]: ...
+    @overload
+    def __call__(
+        self: HandledDecorator[object, R], function: Callable[[D2], Coroutine[Any, Any, R]], /
+    ) -> Durable[D2, R]: ...
+    @overload
+    def __call__(
+        self: HandledDecorator[D, Never], function: Callable[[D], Coroutine[Any, Any, R2]], /
+    ) -> Durable[D, R2]: ...
+    @overload
+    def __call__(self, function: Callable[[D], Coroutine[Any, Any, R]], /) -> Durable[D, R]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+class HandledDecoratorWithoutData(Generic[R]):
+    """As HandledDecorator, of a body without parameter."""
+
+    @overload
+    def __call__(
+        self: HandledDecoratorWithoutData[Never], function: Callable[[], Coroutine[Any, Any, R2]], /
+    ) -> DurableWithoutData[R2]: ...
+    @overload
+    def __call__(self, function: Callable[[], Coroutine[Any, Any, R]], /) -> DurableWithoutData[R]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+class DurableOptions(TypedDict, total=False):
+    """What `zart_durable` takes besides a name and a failure handler."""
+
+    timeout: Duration | None
+    max_retries: int
+    retry: Retry
+    queue: str
+    priority: int
+
+
+@overload
+def zart_durable(name: str, *, on_failure: None = None, **options: Unpack[DurableOptions]) -> DurableDecorator: ...
+@overload
+def zart_durable(
+    name: str,
+    *,
+    on_failure: Callable[[D, Failure], Coroutine[Any, Any, R | None]],
+    **options: Unpack[DurableOptions],
+) -> HandledDecorator[D, R]: ...
+@overload
+def zart_durable(
+    name: str, *, on_failure: Callable[[Failure], Coroutine[Any, Any, R | None]], **options: Unpack[DurableOptions]
+) -> HandledDecoratorWithoutData[R]: ...
 def zart_durable(
     name: str,
     *,
@@ -149,7 +217,7 @@ def zart_durable(
     on_failure: Callable[..., Awaitable[Any]] | None = None,
     queue: str = DEFAULT_QUEUE,
     priority: int = DEFAULT_PRIORITY,
-) -> DurableDecorator:
+) -> Any:
     """Make a durable function of an async function with one parameter, or none.
 
     Args:
@@ -157,7 +225,11 @@ def zart_durable(
         timeout: how long an execution may take from its start to its end, retries and waits included.
         max_retries: how often a failed execution is passed over again; the delays are 1 s, 2 s, 4 s, ... up to 5 min.
         retry: count and delays instead, as a RetryConfig or its text.
-        on_failure: not supported in this version.
+        on_failure: an async function that runs once the execution has failed for good: past its deadline, or with no
+            retry left; not after a cancel or when it is quarantined. It takes what the body takes, and then the failure
+            (StepFailed, BodyFailed, DeadlineExceeded or RetriesExhausted). What it returns is the execution's result,
+            kept as the body's; when it returns None or raises, the execution has failed with the first failure. It is
+            resumed after a crash as a body is, and may do what a body may. The deadline does not count for it.
         queue: where executions wait, unless the start says otherwise.
         priority: 0 is served first, 1000 last; strictly, so a steady stream of lower numbers starves higher ones.
 
@@ -170,10 +242,8 @@ def zart_durable(
         ... async def onboarding(data: OnboardingData) -> Receipt: ...
     """
     refuse_bare(name, "zart_durable")
-    name = checked_name(name, "a durable function", RegistrationError)
+    name = checked_operation(name, "a durable function", RegistrationError)
     what = f"durable function {name!r}"
-    if on_failure is not None:
-        raise _no_on_failure(name)
     config = retries_of(max_retries, name)
     if retry is not None:
         if config.retries:
@@ -184,10 +254,11 @@ def zart_durable(
     _checked_priority(name, priority)
 
     def decorate(function: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
-        if body_parameter(function, what) is None:
-            return DurableWithoutData(function, name, config, seconds, queue, priority)
-        made: Durable[Any, Any] = Durable(function, name, config, seconds, queue, priority)
-        return made
+        parameter = body_parameter(function, what)
+        if on_failure is not None:
+            checked_handler(on_failure, parameter, what)
+        make: Any = Durable if parameter is not None else DurableWithoutData
+        return make(function, name, config, seconds, queue, priority, on_failure)
 
     return decorate
 
@@ -195,31 +266,59 @@ def zart_durable(
 class ChildCall(Call[R_co, Never]):
     """What calling a durable function gives. Outside an execution, awaiting it runs the body once."""
 
-    __slots__ = ("_run", "_task_name")
+    __slots__ = ("_data", "_durable")
 
     _what = "durable function"
 
-    def __init__(self, task_name: str, run: Callable[[], Awaitable[R_co]]) -> None:
-        self._task_name, self._run = task_name, run
+    def __init__(self, durable: DurableExecution[Any, R_co], data: Any) -> None:
+        self._durable, self._data = durable, data
 
     @property
     def raises(self) -> tuple[type[Exception], ...]:
         return ()
 
     def resolved_name(self) -> str:
-        return self._name or self._task_name
+        return self._name or self._durable.task_name
 
     def _declared_name(self) -> str:
-        return self._task_name
+        return self._durable.task_name
+
+    def as_child(self) -> ChildSpec:
+        """This call as an execution of its own.
+
+        Raises:
+            RegistrationError: body or annotations cannot be used.
+        """
+        spec = self._durable.spec
+        return ChildSpec(
+            name=self.resolved_name(),
+            task_name=spec.task_name,
+            queue=spec.queue,
+            priority=spec.priority,
+            input=functools.partial(spec.input_codec.encode, self._data) if spec.takes_data else _no_input,
+            max_retries=spec.retry.retries,
+            timeout=spec.timeout,
+            codec=spec.output_codec,
+            raises=(),
+            is_step=False,
+        )
 
     def _begin(self) -> Coroutine[Any, Any, R_co]:
-        return run_unscoped(self, self._run) if current_scope.get() is None else self._start_child()
+        scope = current_scope.get()
+        return run_unscoped(self, self._run) if scope is None else self._run_as_child(scope)
 
-    async def _start_child(self) -> Never:
-        raise ZartError(
-            f"durable function {self._task_name!r} was called inside an execution; child executions are not supported"
-            " in this version: start it with the scheduler, or make it a step"
-        )
+    async def _run(self) -> R_co:
+        return await self._durable.run(self._data)
+
+    async def _run_as_child(self, scope: Scope) -> R_co:
+        child = scope.schedule(self)
+        await scope.wait_for_children([child])
+        result: R_co = child.unwrap()
+        return result
+
+
+def _no_input() -> bytes:
+    return b"null"
 
 
 def retries_of(max_retries: int, name: str) -> RetryConfig:
@@ -257,20 +356,52 @@ def body_parameter(function: object, what: str) -> str | None:
     return parameters[0].name
 
 
-def describe_body(durable: DurableExecution[Any, Any], body: Callable[..., Awaitable[Any]], label: str) -> DurableSpec:
+def checked_handler(
+    handler: Callable[..., Awaitable[Any]], parameter: str | None, what: str
+) -> Callable[[Any, Failure], Awaitable[Any]]:
+    """A failure handler as the engine calls it: with data and failure, whatever the body takes.
+
+    Args:
+        parameter: the name of the body's, None when it takes none.
+
+    Raises:
+        RegistrationError: it is not `async def`, or does not take that.
+    """
+    if isinstance(handler, type) or not inspect.iscoroutinefunction(handler):
+        raise RegistrationError(f"on_failure of {what} must be an `async def` function, got {shown(handler)}")
+    wanted = ("failure",) if parameter is None else (parameter, "failure")
+    signature = inspect.signature(handler)
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        takes = ", ".join(signature.parameters) or "nothing"
+        raise RegistrationError(
+            f"on_failure of {what} takes {takes}; it must take what the body takes and then the failure:"
+            f" ({', '.join(wanted)})"
+        ) from None
+    return handler if parameter is not None else lambda _data, failure: handler(failure)
+
+
+def describe_body(
+    durable: DurableExecution[Any, Any],
+    body: Callable[..., Awaitable[Any]],
+    label: str,
+    handler: Callable[..., Awaitable[Any]] | None,
+) -> DurableSpec:
     """The spec of a durable function.
 
     Args:
         durable: it.
         body: the function whose parameter and annotations count.
         label: what it is called in the code, for errors when it has no name.
+        handler: its failure handler, if it has one.
 
     Raises:
-        RegistrationError: body, name or annotations cannot be used.
+        RegistrationError: body, handler, name or annotations cannot be used.
     """
     if not durable.task_name:
         raise RegistrationError(f'{label} has no name; write `class {label}(DurableExecution[...], name="...")`')
-    name = checked_name(durable.task_name, f"durable function {label}", RegistrationError)
+    name = checked_operation(durable.task_name, f"durable function {label}", RegistrationError)
     what = f"durable function {name!r}"
     parameter = body_parameter(body, what)
     return DurableSpec(
@@ -283,6 +414,7 @@ def describe_body(durable: DurableExecution[Any, Any], body: Callable[..., Await
         queue=checked_name(durable.queue, f"the queue of {what}", RegistrationError),
         priority=_checked_priority(name, durable.priority),
         takes_data=parameter is not None,
+        on_failure=None if handler is None else checked_handler(handler, parameter, what),
     )
 
 
@@ -297,10 +429,3 @@ def _checked_priority(name: str, priority: int) -> int:
             f" got {shown(priority)}"
         )
     return priority
-
-
-def _no_on_failure(name: str) -> RegistrationError:
-    return RegistrationError(
-        f"durable function {name!r} has on_failure, which is not supported in this version;"
-        " catch StepFailed in the body"
-    )

@@ -9,11 +9,15 @@
     │   ├── RetryExhausted               ... after every retry it was allowed
     │   ├── StepTimedOut                 ... because its time was up
     │   └── SerializationError           ... because a value cannot be kept as it is
+    ├── BodyFailed                       what on_failure gets: the body raised something of its own
+    ├── DeadlineExceeded                 ... the execution's deadline passed
+    ├── RetriesExhausted                 ... the last of its retries failed too
     ├── NonRetryable                     raised by user code: do not retry this step
     ├── EventTimeout                     an awaited event did not come in time
     ├── DuplicateStepName                one name used for two operations of a run
     ├── StepDiverged                     the journal holds another operation under this name
-    ├── NotInBody, NotInExecution        a call in a place where it has no meaning
+    ├── NotInBody, NotInStep, NotInExecution    a call in a place where it has no meaning
+    ├── TransactionMisused               a step ended the transaction that trx() gave it, or took two
     ├── ExecutionFailed                  what a waiter gets when the execution failed
     │   └── ExecutionCancelled
     ├── ExecutionNotFound, ExecutionAlreadyExists, WaitTimedOut
@@ -29,7 +33,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 _reprs = reprlib.Repr()
 _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 100
@@ -115,6 +119,20 @@ class StepTimedOut(StepFailed):
         return f"step {self.step!r} timed out: {self.detail}"
 
 
+class ChildFailed(StepFailed):
+    """A child execution ended without a result.
+
+    `step` is the child's name, `type_name` and `detail` tell what ended it.
+
+    Attributes:
+        kind: how it ended: "body_failed", "step_failed", "deadline_exceeded", "cancelled", "quarantined", ...
+    """
+
+    def __init__(self, detail: str, *, kind: str = "body_failed", **rest: Any) -> None:
+        self.kind = kind
+        super().__init__(detail, **rest)
+
+
 class SerializationError(StepFailed, ValueError):
     """A value cannot be stored so that it comes back as it is, or what is stored does not fit its type.
 
@@ -154,6 +172,41 @@ class SerializationError(StepFailed, ValueError):
         return f"{self.reason}; {remedy}" if self.misfit else self.reason
 
 
+class BodyFailed(ZartError):
+    """What `on_failure` gets when the body raised another exception than a StepFailed, declared ones included.
+
+    Attributes:
+        type_name: qualified name of the exception.
+        detail: its text.
+        traceback_text: its traceback, shortened, or "".
+    """
+
+    def __init__(self, detail: str, *, type_name: str = "", traceback_text: str = "") -> None:
+        self.type_name, self.detail, self.traceback_text = type_name, detail, traceback_text
+        super().__init__(f"the body failed: {type_name}: {detail}" if type_name else f"the body failed: {detail}")
+
+
+class DeadlineExceeded(ZartError):
+    """What `on_failure` gets when the execution's `timeout` was over before its body."""
+
+
+class RetriesExhausted(ZartError):
+    """What `on_failure` gets when the execution failed on its first pass and on every retry it was allowed.
+
+    Attributes:
+        attempts: how many passes there were.
+        last: how the last one failed.
+    """
+
+    def __init__(self, last: StepFailed | BodyFailed, attempts: int) -> None:
+        self.last, self.attempts = last, attempts
+        super().__init__(f"the execution failed {attempts} times, no retry is left; last: {last}")
+
+
+Failure: TypeAlias = StepFailed | BodyFailed | DeadlineExceeded | RetriesExhausted
+"""What `on_failure` gets: why the execution failed. The same on every pass, as it is made from what was stored."""
+
+
 class NonRetryable(ZartError):
     """Raise it (or a subclass) in a step to fail at once, whatever its `retry` says."""
 
@@ -172,6 +225,14 @@ class StepDiverged(ZartError):
 
 class NotInBody(ZartError):
     """A call that belongs in the body of a durable function was made inside a step."""
+
+
+class NotInStep(ZartError):
+    """A call that belongs in an async step was made elsewhere in an execution."""
+
+
+class TransactionMisused(ZartError):
+    """A step asked for a second transaction in one try, or has ended or spoilt the one that `trx()` gave it."""
 
 
 class NotInExecution(ZartError):

@@ -16,7 +16,8 @@ from zart.duration import MAX_SECONDS, Duration, seconds_of
 from zart.engine.scope import require_scope
 from zart.errors import InvalidArgument, StepFailed, shown
 from zart.model import ExecutionInfo
-from zart.names import checked_name
+from zart.names import checked_name, checked_operation
+from zart.postgres.connection import Connection
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 E = TypeVar("E", bound=Exception)
+
+_IN_A_STEP = (
+    "call it in an async step of an execution that a worker runs; zart.testing.Run has no database, so test such a step"
+    " with a worker on the database of the fixture zart_database"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,7 @@ async def capture(name: str, function: Any, type: Any = None) -> Any:
         InvalidArgument: name or function cannot be used.
     """
     scope = require_scope(f"capture({shown(name)})")
-    name = checked_name(name, "a captured value")
+    name = checked_operation(name, "a captured value")
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise InvalidArgument(
             f"capture({name!r}) takes a plain function, got {shown(function)}; make async work a step"
@@ -174,7 +180,7 @@ async def now(name: str) -> datetime:
         NotInExecution, NotInBody: called in the wrong place.
     """
     scope = require_scope(f"now({shown(name)})")
-    return await scope.now(checked_name(name, "a moment"))
+    return await scope.now(checked_operation(name, "a moment"))
 
 
 async def sleep(name: str, duration: Duration) -> None:
@@ -192,7 +198,7 @@ async def sleep(name: str, duration: Duration) -> None:
         >>> await zart.sleep("cool-down", "1h")
     """
     scope = require_scope(f"sleep({shown(name)})")
-    await scope.sleep(checked_name(name, "a sleep"), seconds_of(duration, f"the duration of sleep {name!r}"))
+    await scope.sleep(checked_operation(name, "a sleep"), seconds_of(duration, f"the duration of sleep {name!r}"))
 
 
 async def sleep_until(name: str, when: datetime) -> None:
@@ -210,7 +216,7 @@ async def sleep_until(name: str, when: datetime) -> None:
         >>> await zart.sleep_until("new-year", datetime(2030, 1, 1, tzinfo=UTC))
     """
     scope = require_scope(f"sleep_until({shown(name)})")
-    await scope.sleep_until(checked_name(name, "a sleep"), _checked_moment(when, name))
+    await scope.sleep_until(checked_operation(name, "a sleep"), _checked_moment(when, name))
 
 
 @overload
@@ -241,6 +247,31 @@ async def wait_for_event(name: str, type: Any = Any, *, timeout: Duration | None
     name = checked_name(name, "an event")
     seconds = None if timeout is None else seconds_of(timeout, f"the timeout of event {name!r}")
     return await scope.wait_for_event(name, _codec(type, f"event {name!r}"), seconds)
+
+
+async def trx() -> Connection:
+    """A connection of asyncpg in an open transaction, which commits together with the step's result, or not at all.
+
+    In an async step, once in each try. It commits when the step returns and its result can be kept, and rolls back
+    when the step raises, is cancelled or out of time; statements after that fail. `conn.transaction()` makes
+    savepoints. A try that PostgreSQL ends for a serialization failure or a deadlock (40001, 40P01) is run again after a
+    moment, without using a retry. Waits while all connections of the worker are taken, or the database is away.
+
+    Returns:
+        The connection. Do not commit, roll back or close it.
+
+    Raises:
+        NotInExecution, NotInStep: called in the wrong place.
+        TransactionMisused: called twice in one try.
+
+    Example:
+        >>> @zart_step("transfer")
+        ... async def transfer(source: str, target: str, amount: int) -> None:
+        ...     conn = await zart.trx()
+        ...     await conn.execute("update accounts set balance = balance - $2 where name = $1", source, amount)
+        ...     await conn.execute("update accounts set balance = balance + $2 where name = $1", target, amount)
+    """
+    return await require_scope("trx()", _IN_A_STEP).trx()
 
 
 def context() -> ExecutionInfo:

@@ -71,13 +71,14 @@ class KeySpace(enum.IntEnum):
 
 
 class Verb(enum.IntEnum):
-    """What a tick does with a held queue row."""
+    """What a tick does with a held queue row. HANDLE: it has failed, and its failure handler is to run."""
 
     HOLD = 0
     FINISH = 1
     PARK = 2
     PUT_OFF = 3
     RETRY = 4
+    HANDLE = 5
 
 
 class EventAnswer(enum.StrEnum):

@@ -16,6 +16,9 @@ from zart.errors import InvalidArgument, RegistrationError, ZartError, shown
 # Names are part of index keys; PostgreSQL refuses index rows over about 2,700 bytes.
 MAX_NAME_BYTES = 512
 
+FAILURE_PREFIX = "on_failure/"
+"""What the names of a failure handler's operations begin with in the journal, and no other's."""
+
 _MISSING = inspect.Parameter.empty
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -35,6 +38,17 @@ def checked_name(name: object, what: str, error: type[ZartError] = InvalidArgume
         InvalidArgument: or `error`, when the name cannot be used.
     """
     return checked_text(name, f"the name of {what}", MAX_NAME_BYTES, error)
+
+
+def checked_operation(name: object, what: str, error: type[ZartError] = InvalidArgument) -> str:
+    """As `checked_name`, of an operation of a body: it must not begin with what zart puts before a handler's."""
+    checked = checked_name(name, what, error)
+    if checked.startswith(FAILURE_PREFIX):
+        raise error(
+            f"the name of {what} must not begin with {FAILURE_PREFIX!r}, got {shown(name)}: zart puts that before the"
+            " names in failure handlers by itself"
+        )
+    return checked
 
 
 def checked_text(text: object, what: str, most: int, error: type[ZartError] = InvalidArgument) -> str:
@@ -122,7 +136,7 @@ class NameTemplate:
             piece if isinstance(piece, str) else self._text(piece, _argument(piece, arguments, keywords, self.text))
             for piece in self.pieces
         )
-        return checked_name(text, f"step {self.text!r}")
+        return checked_operation(text, f"step {self.text!r}")
 
     def _text(self, field: _Field, value: object) -> str:
         try:

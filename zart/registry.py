@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -19,7 +20,7 @@ from zart.durable import DurableExecution
 from zart.engine.spec import DurableSpec
 from zart.errors import DuplicateTaskName, RegistrationError, shown
 from zart.names import checked_name
-from zart.steps import Step, ZartStep, describe_class
+from zart.steps import Step, ZartStep, describe_class, work_of_class
 
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 AnyDurable: TypeAlias = DurableExecution[Any, Any]
@@ -51,6 +52,7 @@ class TaskRegistry:
         self.lifespan = lifespan
         self._durables: dict[str, DurableSpec] = {}
         self._steps: dict[str, AnyStep] = {}
+        self._work: dict[str, DurableSpec] = {}
         self._origins: dict[str, object] = {}
 
     @property
@@ -63,12 +65,17 @@ class TaskRegistry:
         """The steps by declared name."""
         return MappingProxyType(self._steps)
 
+    @property
+    def served(self) -> Mapping[str, DurableSpec]:
+        """All that a worker with this registry claims, by name: durable functions, and steps that can be scheduled."""
+        return MappingProxyType(self._durables | self._work)
+
     def __len__(self) -> int:
         """How many durable functions there are."""
         return len(self._durables)
 
     @overload
-    def register(self, durable: AnyDurable | type[AnyDurable] | AnyStep, /) -> None: ...
+    def register(self, durable: AnyDurable | type[AnyDurable] | AnyStep | type[ZartStep[Any, Any]], /) -> None: ...
     @overload
     def register(self, name: str, durable: AnyDurable | type[AnyDurable], /) -> None: ...
     def register(self, first: Any, second: Any = None, /) -> None:
@@ -79,13 +86,15 @@ class TaskRegistry:
             RegistrationError: it is neither, or its annotations cannot be used.
         """
         if isinstance(first, str):
-            if _is_step(second):
+            if _is_step(second) or _is_step_class(second):
                 raise RegistrationError(f"{second!r} is served under its own name; leave out {shown(first)}")
             self._add_durable(second, checked_name(first, "a durable function", RegistrationError))
         elif second is not None:
             raise RegistrationError(f"write register(name, durable): the name must be text, got {shown(first)}")
         elif _is_step(first):
             self._add_step(first)
+        elif _is_step_class(first):
+            self._add_step_class(first)
         else:
             self._add_durable(first, None)
 
@@ -112,6 +121,8 @@ class TaskRegistry:
                 self._add_step(one)
             elif isinstance(one, type) and one.__module__ == module.__name__:
                 _check_steps_of(one)
+                if _is_step_class(one) and not inspect.isabstract(one):
+                    self._add_step_class(one)
 
     def _add_durable(self, durable: Any, name: str | None) -> None:
         made = _instance_of(durable)
@@ -122,6 +133,14 @@ class TaskRegistry:
     def _add_step(self, step: AnyStep) -> None:
         self._claim(step.spec.declared_name, step)
         self._steps[step.name] = step
+        with contextlib.suppress(RegistrationError):  # it takes what cannot be kept: it runs in bodies only
+            self._work[step.name] = step.work
+
+    def _add_step_class(self, cls: type[ZartStep[Any, Any]]) -> None:
+        self._claim(cls.__qualname__, cls)
+        describe_class(cls)
+        with contextlib.suppress(RegistrationError):
+            self._work[cls.__qualname__] = work_of_class(cls)
 
     def _claim(self, name: str, origin: object) -> None:
         # One namespace for both: a scheduled step waits in the queue under its name, as an execution does.
@@ -266,8 +285,8 @@ def _is_step(value: object) -> TypeGuard[AnyStep]:
     return isinstance(value, Step)
 
 
-def _is_step_class(value: type) -> TypeGuard[type[ZartStep[Any, Any]]]:
-    return issubclass(value, ZartStep)
+def _is_step_class(value: object) -> TypeGuard[type[ZartStep[Any, Any]]]:
+    return isinstance(value, type) and issubclass(value, ZartStep)
 
 
 def _place(origin: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -11,14 +12,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, Never, ParamSpec, Protocol, Self, TypeVar, overload
 
 from zart.annotations import annotation_of, result_codec
+from zart.arguments import Arguments, ArgumentsCodec
 from zart.calls import Call, E_co, T_co, run_unscoped
 from zart.codec import Codec, codec_for
+from zart.config import DEFAULT_QUEUE
 from zart.duration import Duration, Retry, RetryConfig, retry_of, timeout_of
 from zart.engine.scope import current_scope
-from zart.engine.spec import StepSpec, TimeoutScope
+from zart.engine.spec import ChildSpec, DurableSpec, StepSpec, TimeoutScope, WorkItem
 from zart.engine.threads import in_thread
 from zart.errors import InvalidArgument, NonRetryable, RegistrationError, ZartError, shown
-from zart.names import NameTemplate, checked_name, refuse_bare
+from zart.names import NameTemplate, checked_name, checked_operation, refuse_bare
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -97,11 +100,31 @@ class ZartStep(Call[T_co, E_co]):
         return StepSpec(name, codec, retry_of(self.retry_config()), timeout, scope, raises)
 
     def resolved_name(self) -> str:
-        return self._name or checked_name(self.step_name(), f"step {type(self).__qualname__}")
+        return self._name or checked_operation(self.step_name(), f"step {type(self).__qualname__}")
 
     def invoke(self) -> Awaitable[T_co]:
         """Begin one try."""
         return self.run()
+
+    def as_child(self) -> ChildSpec:
+        """This call as a work item. An instance is kept as it is, so its class must be one that can be kept.
+
+        Raises:
+            RegistrationError: it cannot.
+        """
+        cls, spec = type(self), self.spec
+        return ChildSpec(
+            name=self.resolved_name(),
+            task_name=cls.__qualname__,
+            queue=spec.queue,
+            priority=None,
+            input=functools.partial(instance_codec(cls).encode, Arguments((), _fields_of(self))),
+            max_retries=0,
+            timeout=None,
+            codec=spec.codec,
+            raises=spec.raises,
+            is_step=True,
+        )
 
     def _begin(self) -> Coroutine[Any, Any, T_co]:
         scope = current_scope.get()
@@ -151,6 +174,27 @@ class StepCall(ZartStep[T_co, E_co]):
             return started
         return _run_in_thread(function, self._arguments, self._keywords)
 
+    def as_child(self) -> ChildSpec:
+        """This call as a work item.
+
+        Raises:
+            RegistrationError: values of a parameter's type cannot be kept.
+        """
+        step, spec = self._step, self.spec
+        arguments = Arguments(self._arguments, self._keywords)
+        return ChildSpec(
+            name=self.resolved_name(),
+            task_name=step.name,
+            queue=spec.queue,
+            priority=None,
+            input=functools.partial(step.arguments.encode, arguments),
+            max_retries=0,
+            timeout=None,
+            codec=spec.codec,
+            raises=spec.raises,
+            is_step=True,
+        )
+
     async def run(self) -> T_co:
         return await self.invoke()
 
@@ -189,7 +233,7 @@ class Step(Generic[P, T_co, E_co]):
         raises: Any,
         queue: str | None,
     ) -> None:
-        self.name = checked_name(name, "a step", RegistrationError)
+        self.name = checked_operation(name, "a step", RegistrationError)
         self.is_async = _is_async(function, f"step {self.name!r}")
         self.function = function
         self.template = NameTemplate.read(self.name, function)
@@ -210,6 +254,24 @@ class Step(Generic[P, T_co, E_co]):
         return StepSpec(
             self.name, codec, self.retry, self.timeout, self.timeout_scope, self.raises, self.queue, not self.is_async
         )
+
+    @functools.cached_property
+    def arguments(self) -> ArgumentsCodec:
+        """How the arguments of a scheduled call are kept.
+
+        Raises:
+            RegistrationError: an annotation cannot be resolved, or values of it cannot be kept.
+        """
+        return ArgumentsCodec.of(self.function, f"step {self.name!r}")
+
+    @property
+    def work(self) -> DurableSpec:
+        """How a worker runs a scheduled call.
+
+        Raises:
+            RegistrationError: as `arguments`; the step cannot be scheduled.
+        """
+        return _work_spec(self.name, self.arguments, self.spec, self)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> StepCall[T_co, E_co]:
         # Past __new__ and __init__, which would double the cost: 0.3 us a call (python -m timeit).
@@ -373,6 +435,53 @@ def _checked_raises(name: str, raises: object) -> tuple[type[Exception], ...]:
                 f"raises of step {name!r} must hold your own exception types; {one.__qualname__} is one of zart's"
             )
     return typing.cast("tuple[type[Exception], ...]", declared)
+
+
+def work_of_class(cls: type[ZartStep[Any, Any]]) -> DurableSpec:
+    """How a worker runs a scheduled call of a step class.
+
+    Raises:
+        RegistrationError: its annotations cannot be used, or instances cannot be kept.
+    """
+    codec, raises = describe_class(cls)
+    spec = StepSpec(cls.__qualname__, codec, RetryConfig.none(), raises=raises)
+    return _work_spec(cls.__qualname__, instance_codec(cls), spec, cls)
+
+
+@functools.cache
+def instance_codec(cls: type[ZartStep[Any, Any]]) -> ArgumentsCodec:
+    """How instances of a step class are kept when they are scheduled: by their fields.
+
+    Raises:
+        RegistrationError: the class is no dataclass, or a field's annotation cannot be used.
+    """
+    if not dataclasses.is_dataclass(cls):
+        raise RegistrationError(
+            f"step class {cls.__qualname__} cannot be scheduled: another worker makes its instance again, of its"
+            " fields; make it a @dataclass"
+        )
+    return ArgumentsCodec.of(cls.__init__, f"step class {cls.__qualname__}", is_method=True)
+
+
+def _fields_of(step: Any) -> dict[str, Any]:
+    return {one.name: getattr(step, one.name) for one in dataclasses.fields(step) if one.init}
+
+
+def _work_spec(
+    name: str, codec: ArgumentsCodec, spec: StepSpec, make: Callable[..., ZartStep[Any, Any]]
+) -> DurableSpec:
+    def invoke(item: WorkItem) -> ZartStep[Any, Any]:
+        return make(*item.arguments.positional, **item.arguments.keywords).named(item.name)
+
+    return DurableSpec(
+        task_name=name,
+        invoke=invoke,
+        input_codec=codec,
+        output_codec=spec.codec,
+        retry=RetryConfig.none(),
+        queue=spec.queue or DEFAULT_QUEUE,
+        is_step=True,
+    )
 
 
 @functools.cache

@@ -120,7 +120,7 @@ class Worker:
         return WorkerLoop(
             dsn=self._dsn,
             schema=self._schema,
-            registry=self._registry.durables,
+            registry=self._registry.served,
             config=self._config,
             place=self.place,
             worker_id=new_worker_id(),

@@ -14,7 +14,7 @@ from tests.support.database import Database, drop_database, make_database
 from tests.support.plans import Plans, Scan, recorded_plans
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
 from zart.model import ExecutionStatus, Kind, Outcome, Verb
-from zart.store import executions, journal, queue, workers
+from zart.store import executions, journal, queue, transactions, workers
 from zart.store.migrate import migrate
 
 GROWN = 100_000
@@ -77,7 +77,7 @@ def grown(server_dsn: str, template: str) -> Iterator[Database]:
 async def worker(grown: Database) -> AsyncIterator[TickingWorker]:
     """A registered worker that serves the known task, in a transaction that is rolled back."""
     connection = await grown.connect()
-    lanes = await queue.lanes_served(connection, grown.schema, ["task"], None)
+    lanes = list(await queue.lanes_served(connection, grown.schema, ["task"], None))
     made = TickingWorker(connection, grown.schema, grown.bucket, lanes)
     transaction = connection.transaction()
     await transaction.start()
@@ -132,6 +132,20 @@ async def test_checkpoints_go_by_key(worker: TickingWorker) -> None:
     assert plans.pages() < 20 * 4 * BATCH
 
 
+async def test_the_fence_of_a_steps_own_transaction_goes_by_key(worker: TickingWorker) -> None:
+    claims = await worker.claim(BATCH)
+    await transactions.begin_trx(worker.connection, worker.schema, 5)
+    async with recorded_plans(worker.connection) as plans:
+        for claim in claims:
+            fenced = await transactions.trx(
+                worker.connection, worker.schema, worker.bucket, worker.id, claim.id, claim.epoch,
+                key=8, name="step", attempts=1, seconds=0.1, result=b"1", timeout=5,
+            )  # fmt: skip
+            assert fenced == transactions.Fenced(True, True, True)
+    assert plans.scans() <= {FENCE, QUEUE_ID, QUEUE_HELD}
+    assert plans.pages() < 30 * BATCH
+
+
 async def test_endings_go_by_key(worker: TickingWorker) -> None:
     claims = await worker.claim(BATCH)
     async with recorded_plans(worker.connection) as plans:
@@ -165,6 +179,15 @@ async def test_retries_go_by_key(worker: TickingWorker) -> None:
     assert plans.pages() < 60 * BATCH
 
 
+async def test_failures_for_handlers_go_by_key(worker: TickingWorker) -> None:
+    claims = await worker.claim(BATCH)
+    await worker.tick([], [Move(claim.id, 1, Verb.HOLD) for claim in claims], children(worker, claims))
+    async with recorded_plans(worker.connection) as plans:
+        await worker.tick(moves=[Move(claim.id, 1, Verb.HANDLE, error=b'"why"') for claim in claims])
+    assert plans.scans() <= {FENCE, QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_CHILD}
+    assert plans.pages() < 60 * BATCH
+
+
 async def test_what_follows_a_claim_goes_by_key(worker: TickingWorker) -> None:
     claims = await worker.claim(BATCH)
     ids = [claim.id for claim in claims]
@@ -177,7 +200,7 @@ async def test_what_follows_a_claim_goes_by_key(worker: TickingWorker) -> None:
         assert len(await queue.still_held(*place, worker.id, ids, ones)) == BATCH
         assert len(await queue.read_checkpoints(*place, ids, ones, [7] * BATCH)) == BATCH
         assert len(await queue.read_endings(*place, ids)) == BATCH
-    assert plans.scans() <= {QUEUE_ID, QUEUE_HELD, RECORD_ID, JOURNAL, ATTEMPTS}
+    assert plans.scans() <= {QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_CHILD, JOURNAL, ATTEMPTS}
     assert plans.pages() < 40 * BATCH
 
 
@@ -193,6 +216,17 @@ async def test_starts_and_waits_go_by_name(worker: TickingWorker) -> None:
     assert len(existing) == len(ended) == BATCH
     assert plans.scans() <= {RECORD_NAME, RECORD_ID, QUEUE_ID, Scan("zart_lanes", "")}
     assert plans.pages() < 60 * BATCH
+
+
+async def test_starts_and_events_by_sql_functions_go_by_name(worker: TickingWorker) -> None:
+    async with recorded_plans(worker.connection) as plans:
+        for number in range(BATCH):
+            await worker.connection.execute(f"select zart.start_execution('fresh {number}', 'task')")
+            await worker.connection.execute(f"select zart.start_execution('finished {number + 1}', 'task')")
+            await worker.connection.execute(f"select zart.offer_event('fresh {number}', 'go')")
+    lane = Scan("zart_lanes", "zart_lanes_pair")
+    assert {scan for scan in plans.scans() if scan.table != "zart_workers"} <= {RECORD_NAME, QUEUE_ID, lane}
+    assert plans.pages() < 100 * BATCH
 
 
 async def test_ready_lanes_are_found_by_a_probe_each(worker: TickingWorker) -> None:

@@ -71,6 +71,13 @@ async def _failed_tries(engine: Engine, name: str, count: int) -> bool:
     return step is not None and len(step.failed_attempts) >= count
 
 
+async def crash_for_good(engine: Engine) -> None:
+    """All workers die, and what they ran has stopped."""
+    zombies = [turn for loop in engine.loops for turn in loop.turns.values()]
+    await crash(engine)
+    await eventually(lambda: all(turn.ended for turn in zombies))
+
+
 # -- what is stored
 
 
@@ -208,13 +215,27 @@ async def test_a_worker_killed_during_a_delay_changes_neither_count_nor_due_time
 
 
 async def test_retries_are_used_up_over_several_workers(database: Database) -> None:
-    async with Engine(database, [relies_on_hopeless]) as engine:
-        await engine.start("a", relies_on_hopeless)
+    @zart_step("gated", retry="fixed(2, 100ms)")
+    async def gated() -> str:
+        await GATES[f"try {zart.context().current_attempt}"].wait()
+        raise ValueError(f"try {begin_try('gated')}")
+
+    @zart_durable("relies-on-gated")
+    async def relies_on_gated() -> list[Any]:
+        try:
+            return [await gated()]
+        except RetryExhausted as error:
+            return [error.attempts, error.last_error]
+
+    async with Engine(database, [relies_on_gated]) as engine:
+        await engine.start("a", relies_on_gated)
         for number in (1, 2):
-            await eventually(lambda number=number: _failed_tries(engine, "hopeless", number))  # type: ignore[misc]
-            await crash(engine)
+            GATES[f"try {number - 1}"].set()
+            await eventually(lambda number=number: _failed_tries(engine, "gated", number))  # type: ignore[misc]
+            await crash_for_good(engine)
+        GATES["try 2"].set()
         assert (await engine.ended("a")).output == [3, "ValueError: try 2"]
-        assert len(TRIES["hopeless"]) == 3
+        assert len(TRIES["gated"]) == 3
 
 
 async def test_a_try_that_a_crash_cut_off_is_not_counted(database: Database) -> None:

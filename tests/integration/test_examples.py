@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import subprocess
@@ -12,10 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
+import pytest_asyncio
+import uvicorn
 
-from examples import errors, web
+from examples import errors, orders, web
 from examples.approval import Expense
 from examples.onboarding import Account, CardDeclined, Signup, charge_card, onboarding
 from examples.polling import Order
@@ -24,6 +28,7 @@ from tests.support.eventually import eventually
 from tests.support.shell import ROOT, output_of, running
 from zart.errors import SchemaMissing
 from zart.registry import load_registry
+from zart.testing import crash_everywhere
 
 
 def run(example: str) -> str:
@@ -85,12 +90,32 @@ def test_the_example_of_errors_runs_from_start_to_end() -> None:
     assert "step 'ship' failed: zart.errors.NonRetryable: there is no street to ship to" in nowhere
 
 
+def test_the_example_of_transfers_runs_from_start_to_end() -> None:
+    *told, balances = run("transfer").splitlines()
+    assert sorted(line.partition(":")[0] for line in told) == ["to ada", "to ada", "to bob"]
+    assert balances == "{'ada': 50, 'bob': 100}"
+
+
+def test_the_example_of_orders_runs_from_start_to_end() -> None:
+    fine, rare, nowhere = run("orders").splitlines()
+    assert fine == "2 tea, 1 cup to 1 Main St, 7.50 paid"
+    assert rare == ("called off, no unicorn left: tea is free again, unicorn is free again, nothing is paid for rare")
+    assert nowhere == "called off, could not ship: tea is free again, nothing is paid for nowhere"
+
+
+async def test_an_order_is_taken_back_wherever_its_worker_dies() -> None:
+    called_off = await crash_everywhere(orders.fulfil, orders.ORDERS["nowhere"])
+    assert called_off == "called off, could not ship: tea is free again, nothing is paid for test"
+
+
 @pytest.mark.parametrize(
     ("example", "told"),
     [
         ("approval", "120 paid to ada, approved by grace"),
         ("polling", "check-3"),
         ("errors", "1 tea to 1 Main St, no gift"),
+        ("orders", "on_failure/release-tea"),
+        ("transfer", '{"ada": 30, "bob": 70}'),
     ],
 )
 @pytest.mark.usefixtures("here")
@@ -159,26 +184,53 @@ async def test_the_web_example_does_not_start_without_the_schema(
     assert others is None
 
 
-async def test_the_web_example_takes_signups_and_onboards_each_once(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest_asyncio.fixture
+async def client(here: Database) -> AsyncGenerator[httpx.AsyncClient, None]:
+    """Of the web example, served by a real server on a port of its own."""
+    server = uvicorn.Server(uvicorn.Config(web.app, port=0, log_config=None, ws="none"))
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started or serving.done())
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as made:
+        yield made
+    server.should_exit = True
+    await serving
+
+
+SIGNUP = {"email": "ada@example.com", "card": "4242", "regions": ["eu"]}
+ACCOUNT = {"customer": "customer-of-ada@example.com", "plan": "pro", "workspaces": ["eu/customer-of-ada@example.com"]}
+
+
+async def test_a_request_gets_the_result_of_its_execution(
+    client: httpx.AsyncClient, connection: asyncpg.Connection
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database.dsn)
-    signup = {"email": "ada@example.com", "card": "4242", "regions": ["eu"]}
-    transport = httpx.ASGITransport(web.app)
-    async with (
-        web.app.router.lifespan_context(web.app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
-        answers = [await client.put("/signups/ada", json=signup) for _ in range(2)]
-        assert [answer.json() for answer in answers] == [{"created": True}, {"created": False}]
+    answers = [await client.put("/signups/ada", params={"wait": 30}, json=SIGNUP) for _ in range(2)]
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, ACCOUNT)] * 2
+    assert await connection.fetchval("select count(*) from signups") == 1
+    assert await connection.fetchval("select count(*) from zart.zart_executions") == 1
 
-        async def account() -> object:
-            return (await client.get("/signups/ada")).json()["account"]
 
-        found = await eventually(account)
-        assert found == {
-            "customer": "customer-of-ada@example.com",
-            "plan": "pro",
-            "workspaces": ["eu/customer-of-ada@example.com"],
-        }
-        assert (await client.get("/signups/nobody")).status_code == 404
+async def test_a_request_that_waits_no_longer_is_told_where_the_result_will_be(
+    client: httpx.AsyncClient, connection: asyncpg.Connection
+) -> None:
+    async with connection.transaction():
+        await connection.execute("lock table zart.zart_tasks in share row exclusive mode")  # no step can be kept
+        answer = await client.put("/signups/ada", params={"wait": 0.1}, json=SIGNUP)
+        assert answer.status_code == 202
+        assert answer.json()["status"] in ("pending", "running")
+        said = await client.get(answer.headers["Location"])
+        assert (said.status_code, said.json()["account"]) == (200, None)
+
+    async def account() -> object:
+        return (await client.get(answer.headers["Location"])).json()["account"]
+
+    assert await eventually(account) == ACCOUNT
+
+
+async def test_a_request_whose_row_is_refused_starts_nothing(
+    client: httpx.AsyncClient, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("alter table signups add check (email <> 'ada@example.com')")
+    assert (await client.put("/signups/ada", json=SIGNUP)).status_code == 500
+    assert (await client.get("/signups/ada")).status_code == 404
+    assert await connection.fetchval("select count(*) from zart.zart_executions") == 0

@@ -321,10 +321,10 @@ class TestLanes:
         self, database: Database, connection: asyncpg.Connection
     ) -> None:
         lanes = await queue.add_lanes(connection, database.schema, [("default", "a"), ("other", "a"), ("default", "b")])
-        assert await queue.lanes_served(connection, database.schema, ["a"], None) == sorted(
-            [lanes["default", "a"], lanes["other", "a"]]
-        )
-        assert await queue.lanes_served(connection, database.schema, ["a", "b"], ["other"]) == [lanes["other", "a"]]
+        served = await queue.lanes_served(connection, database.schema, ["a"], None)
+        assert list(served.items()) == sorted([(lanes["default", "a"], "default"), (lanes["other", "a"], "other")])
+        served = await queue.lanes_served(connection, database.schema, ["a", "b"], ["other"])
+        assert served == {lanes["other", "a"]: "other"}
 
     async def test_only_lanes_with_work_that_is_due_are_ready(
         self, database: Database, connection: asyncpg.Connection
@@ -349,6 +349,6 @@ async def test_every_statement_prepares_in_a_schema_of_any_name(empty_database: 
     folder = resources.files("zart.store").joinpath("sql")
     names = [entry.name.removesuffix(".sql") for entry in folder.iterdir()]
     for name in names:
-        if not name.startswith("zart_") and not name.endswith("_migration"):
+        if not name.startswith(("zart_", "sql_")) and not name.endswith("_migration"):
             await connection.prepare(statement(name, schema))
     await connection.close()

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from tests.support.database import Database
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
+from zart.engine.handler import FAILURE_KEY, FAILURE_NAME
 from zart.model import ExecutionStatus, Kind, Outcome, StoredStatus, Verb
 from zart.store import executions, journal, queue
 
@@ -263,6 +264,60 @@ class TestLook:
         [claimed_again] = await worker.claim()
         assert await worker.look([cancelled, put_off, held]) == {cancelled.id: None, put_off.id: None}
         assert await worker.look([claimed_again], seen=-1) == {put_off.id: 0}
+
+
+class TestHandle:
+    async def test_the_failure_is_kept_and_the_claim_is_free_in_one_tick(self, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        await worker.connection.execute("update zart.zart_queue set lane = -lane where id = $1", claim.id)
+        await worker.tick(moves=[Move(claim.id, 1, Verb.HANDLE, error=b'"why"')])
+        record = await executions.status(worker.connection, worker.schema, worker.bucket, "a")
+        assert record is not None
+        assert (record.status, record.attempt, record.error) == ("pending", 0, "why")
+        claim = next(each for each in await worker.claim(3) if each.id == claim.id)
+        assert claim.epoch == 2
+        _, row = await journal_of(worker, claim)
+        told = (row["step_key"], row["kind"], row["status"], row["name"], row["error"], row["epoch"])
+        assert told == (FAILURE_KEY, Kind.FAILURE, Outcome.FAILED, FAILURE_NAME, '"why"', 1)
+
+    async def test_what_another_claim_sends_is_no_failure(self, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        answer = await worker.tick(moves=[Move(claim.id, 7, Verb.HANDLE, error=b'"why"')])
+        assert answer.applied == frozenset()
+        assert len(await journal_of(worker, claim)) == 1
+
+    async def test_children_that_live_are_to_end_but_not_those_of_the_handler(self, worker: TickingWorker) -> None:
+        [parent] = await worker.claim()
+        await only_child(worker, parent, priority=0)
+        answer = await worker.tick(moves=[Move(parent.id, 1, Verb.HANDLE, error=b'"why"')])
+        assert answer.later == 1
+        parent = next(each for each in await worker.claim(3) if each.id == parent.id)
+        names = {"on_failure/child": 8, "on_failure-child": 9}
+        made = [Child(parent.id, 1, key, name, "task", worker.lanes[0]) for name, key in names.items()]
+        await worker.tick(moves=[Move(parent.id, 2, Verb.HOLD)], children=made)
+        await journal.deliver_signals(worker.connection, worker.schema, worker.bucket)
+        statuses = await worker.connection.fetch(
+            "select step_name, status from zart.zart_executions where parent = $1 order by 1", parent.id
+        )
+        assert [tuple(row) for row in statuses] == [("child", 4), ("on_failure-child", 4), ("on_failure/child", 0)]
+        assert await worker.connection.fetchval("select count(*) from zart.zart_signals") == 0
+
+    async def test_children_of_the_handler_have_no_part_in_the_deadline(self, worker: TickingWorker) -> None:
+        [parent] = await worker.claim()
+        await worker.connection.execute("update zart.zart_executions set deadline = now() where id = $1", parent.id)
+        lane, move = worker.lanes[0], Move(parent.id, 1, Verb.HOLD)
+        made = [
+            Child(parent.id, 1, 8, "on_failure/a", "task", lane, 0),
+            Child(parent.id, 1, 9, "on_failure/b", "task", lane, 0, deadline=60.0),
+        ]
+        await worker.tick(moves=[move], children=made)
+        left = await worker.connection.fetch(
+            "select extract(epoch from deadline - now()) from zart.zart_executions where parent = $1"
+            " order by step_name",
+            parent.id,
+        )
+        assert left[0][0] is None
+        assert 59 < left[1][0] <= 60
 
 
 class TestRetry:

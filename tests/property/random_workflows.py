@@ -1,22 +1,12 @@
-"""Workflows made at random: trees of everything a body can say, and the body that does what a tree says."""
+"""Workflows made at random: trees of everything a body can say."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from hypothesis import strategies as st
-
-import zart
-from zart import RetryConfig, zart_durable, zart_step
-from zart.durable import DurableWithoutData
-from zart.errors import EventTimeout, RetryExhausted
-
-
-class Declined(Exception):
-    """A decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +66,53 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class FailOnce:
-    """A step that fails the first pass of an execution."""
+    """A step that fails the first pass of an execution: in the body, or elsewhere."""
+
+    at: Literal["body", "scheduled", "child"]
 
 
-Node: TypeAlias = "Step | Sleep | Event | Kept | Poll | Beside | Guarded | FailOnce"
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child execution, which fails at its end if it is told to."""
+
+    nodes: tuple[Node, ...]
+    fails: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fan:
+    """Steps and children that are scheduled together, and awaited in some way, maybe after a sleep."""
+
+    calls: tuple[Step | Child, ...]
+    how: Literal["wait", "wait for halves", "gather", "each", "twice", "never"]
+    turned_by: int
+    sleep: int | None
+
+
+Node: TypeAlias = "Step | Sleep | Event | Kept | Poll | Beside | Guarded | FailOnce | Child | Fan"
+
+# Bodies of children have no events that somebody offers: nobody knows when there is a child to offer them to.
+DEPTH = 2
+
+
+def fans(calls: st.SearchStrategy[Step | Child]) -> st.SearchStrategy[Node]:
+    """Fans of calls; those that nobody awaits are of steps that do well in the end."""
+    turned_by, sleep = st.integers(0, 3), st.one_of(st.none(), st.integers(0, 2))
+    awaited = st.sampled_from(["wait", "wait for halves", "gather", "each", "twice"])
+    done_well = st.builds(Step, st.integers(0, 9), failures=st.integers(0, 2))
+    return st.one_of(
+        st.builds(Fan, st.lists(calls, min_size=1, max_size=4).map(tuple), awaited, turned_by, sleep),
+        st.builds(Fan, st.lists(done_well, min_size=1, max_size=3).map(tuple), st.just("never"), turned_by, sleep),
+    )
+
+
+def with_children(leaves: st.SearchStrategy[Node], steps: st.SearchStrategy[Step]) -> st.SearchStrategy[Node]:
+    """Leaves, and child executions of them, which have some in turn."""
+    nodes: st.SearchStrategy[Node] = st.one_of(leaves, fans(steps))
+    for _ in range(DEPTH):
+        children = st.builds(Child, st.lists(nodes, min_size=1, max_size=2).map(tuple), st.booleans())
+        nodes = st.one_of(leaves, fans(st.one_of(steps, children)), children)
+    return nodes
 
 
 def trees(*, may_race: bool) -> st.SearchStrategy[tuple[Node, ...]]:
@@ -91,7 +124,7 @@ def trees(*, may_race: bool) -> st.SearchStrategy[tuple[Node, ...]]:
     """
     values = st.integers(0, 9)
     units = st.integers(0, 3)
-    steps: st.SearchStrategy[Node] = st.one_of(
+    steps: st.SearchStrategy[Step] = st.one_of(
         st.builds(Step, values),
         st.builds(Step, values, in_thread=st.just(True)),
         st.builds(Step, values, failures=st.integers(1, 3)),
@@ -99,13 +132,15 @@ def trees(*, may_race: bool) -> st.SearchStrategy[tuple[Node, ...]]:
         st.builds(Step, values, declines=st.just(True)),
     )
     offered = st.one_of(st.none(), units if may_race else st.just(0))
-    leaves: st.SearchStrategy[Node] = st.one_of(
+    alone: st.SearchStrategy[Node] = st.one_of(
         steps,
         st.builds(Sleep, units),
-        st.builds(Event, units, offered),
-        st.builds(Event, st.none(), units),
+        st.builds(Event, units, st.none()),
         st.builds(Kept, st.booleans()),
         st.builds(Poll, st.integers(1, 3), units),
+    )
+    leaves: st.SearchStrategy[Node] = st.one_of(
+        alone, st.builds(Event, units, offered), st.builds(Event, st.none(), units), with_children(alone, steps)
     )
 
     def grown(inner: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
@@ -116,7 +151,8 @@ def trees(*, may_race: bool) -> st.SearchStrategy[tuple[Node, ...]]:
         )
 
     node = st.recursive(leaves, grown, max_leaves=10)
-    return st.lists(st.one_of(node, node, node, st.builds(FailOnce)), min_size=1, max_size=4).map(tuple)
+    fails_once = st.builds(FailOnce, st.sampled_from(["body", "scheduled", "child"]))
+    return st.lists(st.one_of(node, node, node, fails_once), min_size=1, max_size=4).map(tuple)
 
 
 def events_of(nodes: Sequence[Node], path: str = "") -> dict[str, int]:
@@ -132,123 +168,3 @@ def events_of(nodes: Sequence[Node], path: str = "") -> dict[str, int]:
             for index, branch in enumerate(node.branches):
                 found |= events_of(branch, f"{here}.{index}")
     return found
-
-
-@dataclass(slots=True)
-class Workflow:
-    """The body of a tree.
-
-    Attributes:
-        unit: seconds of one unit of waits.
-        begun: told of each start of a step, by its name.
-    """
-
-    nodes: tuple[Node, ...]
-    unit: float
-    begun: Callable[[str], None] = field(default=lambda _: None)
-
-    def durable(self) -> DurableWithoutData[Any]:
-        """It as a durable function; a failed execution is retried once."""
-
-        @zart_durable("random", retry=RetryConfig.fixed(1, self.unit))
-        async def random() -> Any:
-            return await self._all(self.nodes, "")
-
-        return random
-
-    async def _all(self, nodes: Sequence[Node], path: str) -> list[Any]:
-        return [await self._one(node, f"{path}.{number}") for number, node in enumerate(nodes)]
-
-    async def _one(self, node: Node, path: str) -> Any:
-        match node:
-            case Step():
-                return await self._step(node, f"step{path}")
-            case Sleep(units):
-                return await zart.sleep(f"sleep{path}", units * self.unit)
-            case Event(timeout):
-                try:
-                    seconds = None if timeout is None else timeout * self.unit
-                    return await zart.wait_for_event(f"event{path}", str, timeout=seconds)
-                except EventTimeout:
-                    return "timed out"
-            case Kept(is_time):
-                if is_time:
-                    return bool(await zart.now(f"now{path}"))
-                return await zart.capture(f"capture{path}", lambda: path)
-            case Poll(rounds, units):
-                asked = 0
-                while await self._step(Step(asked), f"ask{path}-{asked}") != rounds:
-                    await zart.sleep(f"pause{path}-{asked}", units * self.unit)
-                    asked += 1
-                return asked
-            case Beside():
-                return await self._beside(node, path)
-            case Guarded(nodes, raises):
-                return await self._guarded(nodes, raises, path)
-            case FailOnce():
-                return await self._fail_once(path)
-
-    async def _step(self, node: Step, name: str) -> int | str:
-        failing = zart_step(
-            name, retry=RetryConfig.fixed(node.failures - node.gives_up, self.unit) if node.failures else None
-        )
-        try:
-            if node.in_thread:
-                return await zart_step(name)(self._in_thread)(name, node.value)
-            if node.declines:
-                return await zart_step(name, raises=Declined)(self._declining)(name)
-            return await failing(self._failing)(name, node.value, node.failures)
-        except Declined as declined:
-            return f"declined {declined}"
-        except RetryExhausted as exhausted:
-            return f"given up after {exhausted.attempts}"
-        except zart.StepFailed as failed:
-            if not node.gives_up:
-                raise
-            return f"given up at once: {failed.detail}"
-
-    async def _failing(self, name: str, value: int, failures: int) -> int:
-        self.begun(name)
-        await asyncio.sleep(0)
-        if zart.context().current_attempt < failures:
-            raise ConnectionError(name)
-        return value
-
-    def _in_thread(self, name: str, value: int) -> int:
-        self.begun(name)
-        return value
-
-    async def _declining(self, name: str) -> int:
-        self.begun(name)
-        raise Declined(name)
-
-    async def _beside(self, node: Beside, path: str) -> list[Any]:
-        branches = [self._all(branch, f"{path}.{index}") for index, branch in enumerate(node.branches)]
-        if not node.in_group:
-            return list(await asyncio.gather(*branches))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(branch) for branch in branches]
-        return [task.result() for task in tasks]
-
-    async def _guarded(self, nodes: Sequence[Node], raises: bool, path: str) -> list[Any]:
-        done: list[Any] = []
-        try:
-            done += await self._all(nodes, path)
-            if raises:
-                raise LookupError(path)
-        except Exception as error:
-            done.append(await self._step(Step(len(str(error))), f"mend{path}"))
-        finally:
-            done.append(await self._step(Step(1), f"tidy{path}"))
-        return done
-
-    async def _fail_once(self, path: str) -> str:
-        attempt = zart.context().current_attempt
-
-        async def fail_once() -> str:
-            self.begun(f"once{path}")
-            if attempt == 0:
-                raise ConnectionError(path)
-            return "at last"
-
-        return await zart_step(f"once{path}")(fail_once)()

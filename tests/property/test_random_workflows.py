@@ -7,14 +7,15 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from tests.property.random_workflows import Node, Workflow, events_of, trees
+from tests.property.random_bodies import Workflow
+from tests.property.random_workflows import Node, events_of, trees
 from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
@@ -34,7 +35,7 @@ deaths = st.lists(st.tuples(st.sampled_from(list(Moment)), st.integers(0, 99)), 
 
 
 def new_run(nodes: tuple[Node, ...]) -> Run[Any]:
-    run: Run[Any] = Run(Workflow(nodes, HOUR).durable(), start=START)
+    run: Run[Any] = Run(Workflow(nodes, HOUR).durable, start=START)
     for name, units in events_of(nodes).items():
         if units:
             run.offer_event(name, name, after=units * HOUR)
@@ -68,14 +69,24 @@ async def compare(nodes: tuple[Node, ...], deaths: Sequence[tuple[Moment, int]])
     assert crashed.elapsed == calm.elapsed
     for run in (calm, crashed):
         assert run._starts.again == []
-        assert_each_once(run.history)
-    assert kept(crashed.history) == kept(calm.history)
+        for history in histories_of(run).values():
+            assert_each_once(record.name for record in history)
+    assert kept_by_all(crashed) == kept_by_all(calm)
     assert calm.starts.keys() == crashed.starts.keys()
     assert all(crashed.starts[name] >= count for name, count in calm.starts.items())
 
 
-def assert_each_once(history: Sequence[StepRecord]) -> None:
-    assert [name for name, count in Counter(record.name for record in history).items() if count > 1] == []
+def histories_of(run: Run[Any]) -> dict[str, list[StepRecord]]:
+    """Of it and of its children, by path."""
+    return {each.path: each.journal.records() for each in run._execution.everyone()}
+
+
+def kept_by_all(run: Run[Any]) -> dict[str, dict[str, Any]]:
+    return {path: kept(history) for path, history in histories_of(run).items()}
+
+
+def assert_each_once(names: Iterable[str]) -> None:
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def kept(history: Sequence[StepRecord]) -> dict[str, Any]:
@@ -103,9 +114,9 @@ async def compare_with_postgres(database: Database, nodes: tuple[Node, ...], cha
     begun: list[tuple[str, float]] = []
     workflow = Workflow(nodes, 0.02, lambda name: begun.append((name, time.time())))
     execution_id = f"run-{next(numbers)}"
-    durable = workflow.durable()
+    durable = workflow.durable
     config = WorkerConfig(lease_timeout="1h", park_grace=chance.choice([0.0, 0.01, 1.0]))
-    async with Engine(database, [durable], config=config, workers=2) as engine:
+    async with Engine(database, [durable, *workflow.elsewhere], config=config, workers=2) as engine:
         await eventually(lambda: all(loop.place.ready for loop in engine.loops))
         await engine.start(execution_id, durable)
         offers = asyncio.create_task(offer(engine, execution_id, nodes))
@@ -113,15 +124,30 @@ async def compare_with_postgres(database: Database, nodes: tuple[Node, ...], cha
         record = await engine.ended(execution_id)
         faults.cancel()
         await offers
-        history = await engine.history(execution_id)
+        stored = await stored_by_family(engine, execution_id)
     if record.status is ExecutionStatus.COMPLETED:
         assert record.output == wanted
     else:
         assert record.status is ExecutionStatus.FAILED
         assert (record.error["type"], record.error["message"], record.error.get("step")) == wanted
-    assert_each_once(history)
-    stored = {step.name: step.finished_at.timestamp() for step in history if step.finished_at is not None}
     assert [name for name, moment in begun if name in stored and moment > stored[name]] == []
+
+
+async def stored_by_family(engine: Engine, execution_id: str) -> dict[str, float]:
+    """When the results of it and all under it were stored, by name: no two of their operations share one."""
+    connection = await engine.database.connect()
+    rows = await connection.fetch(
+        "with recursive family as ("
+        " select id, run from zart.zart_executions where execution_id = $1"
+        " union all select e.id, e.run from zart.zart_executions e join family f"
+        " on e.parent = f.id and e.parent_run = f.run)"
+        " select t.name, t.created_at from zart.zart_tasks t join family f on t.id = f.id and t.run = f.run"
+        " where t.kind not in (4, 5)",
+        execution_id,
+    )
+    await connection.close()
+    assert_each_once(row["name"] for row in rows)
+    return {row["name"]: row["created_at"].timestamp() for row in rows}
 
 
 async def offer(engine: Engine, execution_id: str, nodes: tuple[Node, ...]) -> None:

@@ -20,13 +20,16 @@ from zart.engine.loop import WorkerLoop
 from zart.engine.session import new_worker_id
 from zart.metrics import Place
 from zart.model import EventAnswer, ExecutionRecord, KeySpace, StepRecord
+from zart.registry import TaskRegistry
 from zart.store import executions, journal, queue, workers
 
 WAKE_EVERY = 0.02
 
 
 class Engine:
-    """Worker loops that serve `durables`. Wakes them all the time, as a supervisor's polling would.
+    """Worker loops that serve durable functions and steps.
+
+    Wakes them all the time, delivers signals and frees what dead workers still hold, as a supervisor's polling would.
 
     `workers` is how many; by default as many as the mode needs.
     """
@@ -36,13 +39,16 @@ class Engine:
     def __init__(
         self,
         database: Database,
-        durables: Sequence[DurableExecution[Any, Any]],
+        durables: Sequence[Any],
         *,
         config: WorkerConfig | None = None,
         workers: int | None = None,
     ) -> None:
         self.database, self.schema = database, database.schema
-        self.registry = {durable.spec.task_name: durable.spec for durable in durables}
+        registry = TaskRegistry()
+        for durable in durables:
+            registry.register(durable)
+        self.registry = registry.served
         self.config = config or WorkerConfig(lease_timeout="1h")
         self.loops = [self._new_loop() for _ in range(workers or self.mode.workers)]
         self.tasks: list[asyncio.Task[None]] = []
@@ -86,6 +92,11 @@ class Engine:
                     loop.wake()
             for bucket in range(self.database.buckets):
                 await journal.deliver_signals(connection, self.schema, bucket)
+            for lease in await workers.read_leases(connection, self.schema, list(range(self.database.buckets))):
+                if lease.dead:  # what was locked when its heir came
+                    await workers.take_over_worker(
+                        connection, self.schema, lease.bucket, lease.id, proof=True, blame=[]
+                    )
             await asyncio.sleep(WAKE_EVERY)
 
     # -- the caller's side

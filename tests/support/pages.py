@@ -3,7 +3,7 @@
 The Python of a page is one program, block by block. A block right under a line like "`shop.py`:" is that file instead.
 A block that awaits at its top level finds `scheduler` and `pool` (of asyncpg) on a database, and a worker that serves
 the durable functions of the blocks before it; so does each `$ zart ...` line of a console, unless it brings an embedded
-PostgreSQL. What such a line prints begins with what the page shows under it.
+PostgreSQL. What such a line prints begins with what the page shows under it. SQL is run on the same database.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Program:
             await self._execute(block)
         elif block.language == "console":
             await self._type_in(block)
+        elif block.language == "sql":
+            await self._query(block)
 
     def close(self) -> None:
         """Forget the modules."""
@@ -115,6 +117,13 @@ class Program:
             for line, shown in lines:
                 printed = await output_of(line, cwd=self.directory, environment={"DATABASE_URL": self.database.dsn})
                 assert begins_as_shown(printed, shown), f"{line}: {printed}"
+
+    async def _query(self, block: Block) -> None:
+        connection = await self.database.connect()
+        try:
+            await connection.execute(block.text)
+        finally:
+            await connection.close()
 
     @asynccontextmanager
     async def _served(self) -> AsyncGenerator[zart.PostgresScheduler, None]:

@@ -1,4 +1,4 @@
-"""A TCP proxy before the test's server, whose links can fall silent: open, but nothing comes through any more."""
+"""A TCP proxy before the test's server, whose links can fall silent (open, but nothing comes through), or be cut."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ class Proxy:
 
     Attributes:
         silenced: how many links have fallen silent.
+        cut: how many were cut.
     """
 
     def __init__(self, database: Database) -> None:
         self._behind = database
-        self._trigger = b""
+        self._trigger = self._cutter = b""
+        self._passed_on: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.silenced = 0
+        self.silenced = self.cut = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -49,11 +51,19 @@ class Proxy:
         """
         self._trigger = text.encode()
 
+    def cut_next(self, text: str, passed_on: asyncio.Event | None) -> None:
+        """The next client that sends this text loses its link at that moment.
+
+        Args:
+            passed_on: the server gets the text when this is set, its link being open until then; None: never.
+        """
+        self._cutter, self._passed_on = text.encode(), passed_on
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         place = parse_qs(urlsplit(self._behind.dsn).query)
         server = await asyncio.open_unix_connection(f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}")
         silent = asyncio.Event()
-        for pump in (self._pump(reader, server[1], silent, listens=True), self._pump(server[0], writer, silent)):
+        for pump in (self._pump(reader, server[1], silent, writer), self._pump(server[0], writer, silent)):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -63,13 +73,21 @@ class Proxy:
         source: asyncio.StreamReader,
         target: asyncio.StreamWriter,
         silent: asyncio.Event,
-        *,
-        listens: bool = False,
+        client: asyncio.StreamWriter | None = None,
     ) -> None:
+        """Pass data on; what comes from `client` is listened to."""
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await source.read(CHUNK):
-                    if listens and self._trigger and self._trigger in data:
+                    if client is not None and self._cutter and self._cutter in data:
+                        passed_on, self._cutter = self._passed_on, b""
+                        self.cut += 1
+                        client.transport.abort()
+                        if passed_on is not None:
+                            await passed_on.wait()
+                            target.write(data)
+                        return
+                    if client is not None and self._trigger and self._trigger in data:
                         self._trigger = b""
                         self.silenced += 1
                         silent.set()

@@ -6,7 +6,21 @@ A line that ends in `# E` is an error under mypy and under pyright, one in `# E 
 # ruff: noqa: B018, F841
 from __future__ import annotations
 
-from must_pass import Billing, Double, LookUpZip, NoFunds, Order, bill, bill_two, nightly, order, plain, send_email
+from must_pass import (
+    Billing,
+    Double,
+    LookUpZip,
+    NoFunds,
+    Order,
+    alert_nightly,
+    bill,
+    bill_two,
+    clean_up,
+    nightly,
+    order,
+    plain,
+    send_email,
+)
 
 import zart
 from zart import RetryConfig, TaskRegistry, ZartStep, zart_durable, zart_step
@@ -70,6 +84,40 @@ class Half(ZartStep[int]):
         return "half"
 
 
+async def refund_number(data: Order, failure: zart.Failure) -> int:
+    return 1
+
+
+async def refund_text(data: str, failure: zart.Failure) -> str:
+    return ""
+
+
+async def only_steps(data: Order, failure: zart.StepFailed) -> None: ...
+
+
+async def with_order(data: Order) -> str:
+    return ""
+
+
+async def without() -> str:
+    return ""
+
+
+class Mistaken(zart.DurableExecution[Order, str], name="mistaken"):
+    async def run(self, data: Order) -> str:
+        return ""
+
+    async def on_failure(self, data: Order, failure: zart.Failure) -> int:  # E
+        return 1
+
+
+zart_durable("x", on_failure=refund_number)(with_order)  # E
+zart_durable("x", on_failure=refund_text)(with_order)  # E
+zart_durable("x", on_failure=only_steps)(with_order)  # E
+zart_durable("x", on_failure=clean_up)(without)  # E
+zart_durable("x", on_failure=alert_nightly)(with_order)  # E
+zart_durable("x", on_failure=clean_up, retries=3)(with_order)  # E
+zart_durable("x", on_failure=3)  # E
 zart_durable("two")(two)  # E
 zart_durable("plain")(not_async)  # E
 zart_durable("x", timeout=[3])  # E

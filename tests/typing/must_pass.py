@@ -199,11 +199,83 @@ async def waits() -> None:
     assert_type(order_of_event, Order)
 
 
+@zart_step("write")
+async def write() -> str:
+    conn = await zart.trx()
+    async with conn.transaction():
+        assert_type(await conn.execute("select 1"), str)
+    return await conn.execute("select 2")
+
+
 async def executions(scheduler: zart.PostgresScheduler) -> None:
     handle = await scheduler.start_for(order, "order-1", Order("a", 1))
     assert_type(await handle.result(timeout="5s"), str)
     assert_type(await (await scheduler.start_for(nightly, "nightly-1")).result(), date)
     assert_type(await scheduler.start_and_wait_for(Double(), "double-1", 3), str)
+
+
+def why(failure: zart.Failure) -> str:
+    match failure:
+        case StepFailed():
+            return failure.step
+        case zart.BodyFailed():
+            return failure.type_name
+        case zart.RetriesExhausted():
+            return f"{failure.attempts}: {why(failure.last)}"
+        case zart.DeadlineExceeded():
+            return "late"
+        case _:
+            assert_never(failure)
+
+
+async def refund(data: Order, failure: zart.Failure) -> str:
+    return why(failure)
+
+
+async def refund_or_not(data: Order, failure: zart.Failure) -> str | None:
+    return None
+
+
+async def clean_up(data: Order, failure: zart.Failure) -> None: ...
+
+
+async def alert(data: object, failure: zart.Failure) -> None: ...
+
+
+async def alert_any(data: Any, failure: zart.Failure) -> None: ...
+
+
+async def after_nightly(failure: zart.Failure) -> date:
+    return date.today()
+
+
+async def alert_nightly(failure: zart.Failure) -> None: ...
+
+
+@zart_durable("refunded", timeout="10m", max_retries=3, queue="shop", priority=1, on_failure=refund)
+async def refunded(data: Order) -> str:
+    return "x"
+
+
+class Refunded(zart.DurableExecution[Order, str], name="refunded-class"):
+    async def run(self, data: Order) -> str:
+        return "x"
+
+    async def on_failure(self, data: Order, failure: zart.Failure) -> str | None:
+        return why(failure)
+
+
+async def handlers(scheduler: zart.PostgresScheduler) -> None:
+    assert_type(await refunded(Order("a", 1)), str)
+    assert_type(await zart_durable("a", on_failure=refund_or_not)(order.function)(Order("a", 1)), str)
+    assert_type(await zart_durable("b", on_failure=clean_up)(refunded.run)(Order("a", 1)), str)
+    assert_type(await zart_durable("c", on_failure=alert)(refunded.run)(Order("a", 1)), str)
+    assert_type(await zart_durable("d", on_failure=alert_any)(refunded.run)(Order("a", 1)), str)
+    assert_type(await zart_durable("e", on_failure=after_nightly)(nightly.run)(), date)
+    assert_type(await zart_durable("f", on_failure=alert_nightly)(nightly.run)(), date)
+    assert_type(await scheduler.start_and_wait_for(refunded, "a", Order("a", 1)), str)
+    assert_type(await refunded.on_failure(Order("a", 1), zart.DeadlineExceeded("late")), str | None)
+    assert_type(await scheduler.start_and_wait_for(Refunded(), "a", Order("a", 1)), str)
 
 
 def registered() -> None:

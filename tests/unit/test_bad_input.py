@@ -122,6 +122,7 @@ WITH_COUNT: dict[str, tuple[Callable[[Any], object], str]] = {
     "max_concurrent_tasks": (lambda count: WorkerConfig(max_concurrent_tasks=count), "max_concurrent_tasks"),
     "max_result_bytes": (lambda count: WorkerConfig(max_result_bytes=count), "max_result_bytes"),
     "max_crashes": (lambda count: WorkerConfig(max_crashes=count), "max_crashes"),
+    "trx_pool_size": (lambda count: WorkerConfig(trx_pool_size=count), "trx_pool_size"),
 }
 
 WITH_DURATION: dict[str, tuple[Callable[[Any], object], str]] = {

@@ -12,8 +12,8 @@ import pytest
 from zart.codec import PLAIN
 from zart.durable import Durable, DurableExecution, DurableWithoutData, zart_durable
 from zart.duration import RetryConfig
-from zart.engine.scope import current_scope
-from zart.errors import InvalidArgument, RegistrationError, SerializationError, StepFailed, ZartError
+from zart.errors import Failure, InvalidArgument, RegistrationError, SerializationError, StepFailed
+from zart.registry import TaskRegistry
 from zart.steps import zart_step
 
 
@@ -107,17 +107,6 @@ async def test_the_body_itself_stays_callable() -> None:
     assert await order.run(Order(1)) == Receipt(Order(1), 1)
     assert await nightly.run() == "done"
     assert (order.__name__, order.__doc__) == ("order", "Sell it.")  # type: ignore[attr-defined]
-
-
-async def test_a_call_inside_an_execution_says_that_children_are_not_supported() -> None:
-    token = current_scope.set(object())  # type: ignore[arg-type]  # any scope is an execution
-    try:
-        with pytest.raises(
-            ZartError, match="'order' was called inside an execution; child executions are not supported"
-        ):
-            await order(Order(1))
-    finally:
-        current_scope.reset(token)
 
 
 async def test_a_dropped_call_warns() -> None:
@@ -227,14 +216,92 @@ def test_retry_and_max_retries_exclude_each_other() -> None:
         decorated(order.function, retry="fixed(1, 1s)", max_retries=1)
 
 
-def test_on_failure_is_refused_as_not_supported() -> None:
-    async def fallback(data: Order, failure: object) -> Receipt:
-        return Receipt(data, 0)
+# -- failure handlers
 
-    with pytest.raises(RegistrationError, match="'x' has on_failure, which is not supported"):
-        decorated(order.function, on_failure=fallback)
-    with pytest.raises(RegistrationError, match="'y' has on_failure, which is not supported"):
-        type("Y", (DurableExecution,), {"on_failure": fallback}, name="y")
+
+FAILURE = StepFailed("no", step="charge")
+
+
+async def _refund(data: Order, failure: Failure) -> Receipt:
+    return Receipt(data, 0)
+
+
+async def _alone(failure: Failure) -> str:
+    return f"after {failure}"
+
+
+async def test_the_engine_calls_handlers_with_and_without_data_alike() -> None:
+    with_data = decorated(order.function, on_failure=_refund).spec.on_failure
+    without = decorated(nightly.function, on_failure=_alone).spec.on_failure
+    assert await with_data(Order(3), FAILURE) == Receipt(Order(3), 0)
+    assert await without(None, FAILURE) == "after step 'charge' failed: no"
+
+
+async def test_a_handler_can_be_called_for_itself() -> None:
+    assert await decorated(order.function, on_failure=_refund).on_failure(Order(3), FAILURE) == Receipt(Order(3), 0)
+    assert (
+        await decorated(nightly.function, on_failure=_alone).on_failure(None, FAILURE)
+        == "after step 'charge' failed: no"
+    )
+    assert await order.on_failure(Order(3), FAILURE) is None
+    assert await Doubling().on_failure(3, FAILURE) is None
+
+
+def test_without_a_handler_the_spec_has_none() -> None:
+    assert order.spec.on_failure is None
+    assert Doubling().spec.on_failure is None
+
+
+async def test_a_class_has_the_handler_of_its_base_or_its_own() -> None:
+    class Refunding(Doubling, name="refunding"):
+        async def on_failure(self, data: int, failure: Failure) -> str:
+            return f"{data} back"
+
+    class Same(Refunding, name="same"):
+        pass
+
+    for one in (Refunding(), Same()):
+        handler = one.spec.on_failure
+        assert handler is not None
+        assert await handler(3, FAILURE) == "3 back"
+
+
+async def test_a_registered_name_keeps_the_handler() -> None:
+    registry = TaskRegistry()
+    registry.register("renamed", decorated(nightly.function, on_failure=_alone))
+    handler = registry.durables["renamed"].on_failure
+    assert handler is not None
+    assert await handler(None, FAILURE) == "after step 'charge' failed: no"
+
+
+@pytest.mark.parametrize(
+    ("body", "handler", "message"),
+    [
+        (order.function, charge, "on_failure of durable function 'x' must be an `async def` function, got <Step"),
+        (order.function, _plain, "on_failure of durable function 'x' must be an `async def` function"),
+        (order.function, _alone, r"'x' takes failure; it must take what the body takes .*: \(data, failure\)"),
+        (nightly.function, _refund, r"'x' takes data, failure; it must take what .*: \(failure\)"),
+        (nightly.function, nightly.function, r"'x' takes nothing; it must take what .*: \(failure\)"),
+    ],
+)
+def test_a_handler_that_cannot_be_called_is_refused_at_the_decoration(body: Any, handler: Any, message: str) -> None:
+    with pytest.raises(RegistrationError, match=message):
+        decorated(body, on_failure=handler)
+
+
+def test_a_method_that_cannot_be_the_handler_is_refused_when_the_spec_is_made() -> None:
+    class Odd(Doubling, name="odd"):
+        async def on_failure(self, failure: Failure) -> None:  # type: ignore[override]
+            pass
+
+    with pytest.raises(RegistrationError, match=r"on_failure of durable function 'odd' takes failure; .*data, failure"):
+        _ = Odd().spec
+
+
+def test_a_name_that_begins_as_those_of_handlers_in_the_journal_is_refused() -> None:
+    with pytest.raises(RegistrationError, match="must not begin with 'on_failure/'") as caught:
+        decorated(order.function, "on_failure/x")
+    assert "zart puts that before the names in failure handlers by itself" in str(caught.value)
 
 
 @pytest.mark.parametrize(

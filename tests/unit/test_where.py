@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from zart.calls import Call
 from zart.codec import Attribution
+from zart.engine.spec import ChildSpec
 from zart.engine.where import where
 
 HERE = os.path.basename(__file__)
@@ -62,6 +63,9 @@ class ZartCall(Call[str, Exception]):
 
     def resolved_name(self) -> str:
         return "call"
+
+    def as_child(self) -> ChildSpec:
+        raise NotImplementedError
 
     def _begin(self) -> Coroutine[Any, Any, str]:
         begun: Coroutine[Any, Any, str] = awaited_call(tasks=self.tasks)

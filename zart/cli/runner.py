@@ -28,6 +28,7 @@ _OPTIONS = {
     "poll_interval": "--poll-interval",
     "shutdown_timeout": "--shutdown-timeout",
     "max_result_bytes": "--max-result-bytes",
+    "trx_pool_size": "--trx-pool-size",
     "procs": "--procs",
 }
 
@@ -87,6 +88,12 @@ def runner(
     max_result_bytes: Annotated[
         int, typer.Option(metavar="BYTES", help="Largest stored value, encoded as JSON.", rich_help_panel=_WORKERS)
     ] = _DEFAULTS.max_result_bytes,
+    trx_pool_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Most connections of each worker for steps that call trx().", rich_help_panel=_WORKERS
+        ),
+    ] = _DEFAULTS.trx_pool_size,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Import the app once, before the workers are forked.", rich_help_panel=_WORKERS),
@@ -110,6 +117,7 @@ def runner(
             shutdown_timeout=parse_duration(shutdown_timeout, "--shutdown-timeout"),
             queues=None if queues is None else _names(queues),
             max_result_bytes=max_result_bytes,
+            trx_pool_size=trx_pool_size,
         )
         RunnerOptions(dsn="", app=target, procs=procs)
     with opened(database_url, embedded, schema) as dsn:

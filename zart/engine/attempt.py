@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,17 +16,28 @@ from zart.engine import failure
 from zart.engine.replay import FailedTries
 from zart.engine.retry import delay_before_retry
 from zart.engine.signals import Suspended
-from zart.engine.spec import StepInvocation
+from zart.engine.spec import ChildInvocation, StepInvocation
+from zart.engine.transactions import NotKept, Row, Transaction, is_run_again
 from zart.engine.waits import pause
 from zart.engine.where import where
-from zart.errors import NotInBody, SerializationError, StepFailed
+from zart.errors import NotInBody, NotInExecution, NotInStep, SerializationError, StepFailed, TransactionMisused
 from zart.metrics import STEP_RETRIES, STEPS_FAILED
 from zart.model import ExecutionInfo, Kind
+from zart.postgres.connection import Connection
 
 if TYPE_CHECKING:
+    from zart.engine.children import Child
     from zart.engine.turn import Turn
 
 _FIRST = FailedTries()
+
+TRX_BELONGS = "call it in an `async def` step that is awaited in the body, whose result is committed with it"
+
+# Before a try is run again that lost against another transaction: doubled each time, less up to a half by chance.
+FIRST_RERUN_AFTER, LAST_RERUN_AFTER = 0.01, 1.0
+
+# The step that runs inside of another one here.
+_inline: ContextVar[str | None] = ContextVar("zart_inline_step", default=None)
 
 
 class OutOfTime(Exception):
@@ -36,9 +50,14 @@ class StepRun:
     Attributes:
         attempt: number of the try under way in this pass of the execution, 0-based.
         number: its number in the journal, which goes on over execution retries.
+        transaction: what the try under way has asked for; once the step is done, what its checkpoint was committed in.
+        trying: a try is under way.
     """
 
-    __slots__ = ("attempt", "began", "call", "key", "name", "number", "time_limit", "tries", "turn")
+    __slots__ = (
+        "attempt", "began", "call", "key", "name", "number", "time_limit", "transaction", "tries", "try_limit",
+        "trying", "turn",
+    )  # fmt: skip
 
     def __init__(self, turn: Turn, call: StepInvocation, name: str, key: int, tries: FailedTries | None) -> None:
         self.turn, self.call, self.name, self.key = turn, call, name, key
@@ -47,6 +66,9 @@ class StepRun:
         self.number = 1 if tries is None else tries.numbered + 1
         self.began = perf_counter()
         self.time_limit: float | None = None
+        self.try_limit: float | None = None
+        self.transaction: Transaction | None = None
+        self.trying = True
 
     # -- tries
 
@@ -63,13 +85,20 @@ class StepRun:
 
     async def later_tries(self, error: BaseException) -> Any:
         """What follows a failed try: others, until one gives a value or none is left. Raises what the body gets."""
+        reruns = 0
         while True:
-            await self._after_failure(error)
-            self.attempt += 1
-            self.number += 1
-            self.began = perf_counter()
+            self.trying = False
+            if await self._is_run_again(error, reruns):
+                reruns += 1
+            else:
+                await self._after_failure(error)
+                self.attempt += 1
+                self.number += 1
+                self.try_limit, reruns = None, 0
+            self.began, self.trying = perf_counter(), True
             try:
-                return await self._one_try()
+                value = await self._one_try()
+                return value if self.transaction is None else await self.commit(value)
             except BaseException as next_error:
                 error = next_error
 
@@ -77,7 +106,10 @@ class StepRun:
         spec = self.call.spec
         if spec.timeout is None:
             return await self.call.invoke()
-        limit = spec.timeout if self.time_limit is None else self.time_limit - self.turn.loop.time()
+        now = self.turn.loop.time()
+        if self.try_limit is None:
+            self.try_limit = now + spec.timeout if self.time_limit is None else self.time_limit
+        limit = self.try_limit - now
         if limit <= 0:
             raise OutOfTime
         clock = asyncio.timeout(limit)
@@ -98,6 +130,8 @@ class StepRun:
         self._let_stop_through(error)
         if isinstance(error, OutOfTime):
             await self.fail(error, "timed_out")
+        if isinstance(error, NotKept):
+            await self.fail(error.reason, "serialization")
         if failure.is_declared(error, spec.raises):
             await self.fail(error, "declared")
         try:
@@ -139,6 +173,92 @@ class StepRun:
         finally:
             self.turn.running += 1
 
+    # -- the transaction of a try
+
+    async def trx(self) -> Connection:
+        """Scope.trx."""
+        turn, inner = self.turn, _inline.get()
+        if not self.trying:
+            raise NotInStep(f"trx() was called{where()} by a task that step {self.name!r} has left behind; await it")
+        if turn.is_interrupted():
+            raise turn.suspended()
+        if turn.host.transactions is None:
+            raise NotInExecution(
+                f"trx() was called in step {self.name!r}{where()}, but zart.testing.Run has no database;"
+                " test such a step with a worker on the database of the fixture zart_database"
+            )
+        if inner is not None:
+            raise NotInStep(
+                f"trx() was called in step {inner!r}{where()}, which runs inside of step {self.name!r} and has no"
+                f" checkpoint of its own; {TRX_BELONGS}, or give it the connection of the outer step as an argument"
+            )
+        if self.call.spec.in_thread or asyncio.get_running_loop() is not turn.loop:
+            raise NotInStep(f"trx() was called in a thread of step {self.name!r}{where()}; {TRX_BELONGS}")
+        if self.transaction is not None:
+            raise TransactionMisused(
+                f"trx() was called twice in one try of step {self.name!r}{where()}; pass its connection on, or make"
+                " two steps"
+            )
+        self.transaction = transaction = Transaction(turn.host.transactions)
+        try:
+            return await transaction.open()
+        except BaseException:
+            if self.transaction is transaction:
+                self.transaction = None
+            raise
+
+    async def commit(self, value: Any) -> Any:
+        """End a successful try that has a transaction: keep its value by that. As the body gets it."""
+        turn, transaction = self.turn, self.transaction
+        if transaction is None or not transaction.is_open:
+            await self._roll_back()
+            return value
+        if turn.is_interrupted():
+            raise turn.suspended()
+        try:
+            result, value = self.call.spec.codec.round_trip(value)
+            turn.check_size(result)
+        except SerializationError as error:
+            raise NotKept(error) from error
+        except Exception as error:  # code of the value's own type
+            raise NotKept(SerializationError(failure.one_line(error))) from error
+        self.trying = False
+        await transaction.commit(Row(turn, self.key, self.name, self.number, self._seconds(), result))
+        return value
+
+    async def _is_run_again(self, error: BaseException, reruns: int) -> bool:
+        """End the transaction of a failed try. True, after a moment, when the try is to be run again."""
+        if self.transaction is None:
+            return False
+        if isinstance(error, GeneratorExit):
+            self.transaction.drop()
+            return False
+        try:
+            await self._roll_back()
+            if not is_run_again(error):
+                return False
+            self._let_stop_through(error)
+            await self._rest(min(FIRST_RERUN_AFTER * 2**reruns, LAST_RERUN_AFTER) * random.uniform(0.5, 1))
+        except asyncio.CancelledError as cancelled:
+            self._let_stop_through(cancelled)
+            raise
+        return True
+
+    async def _roll_back(self) -> None:
+        transaction, self.transaction = self.transaction, None
+        if transaction is not None:
+            await transaction.roll_back()
+
+    async def _rest(self, seconds: float) -> None:
+        """As `_pause`, of a try that has not failed: it is not put down, as nothing would tell that it has begun."""
+        self.turn.running -= 1
+        try:
+            await asyncio.sleep(seconds)
+            if self.turn.stop is not None:
+                await self.turn.step_aside()
+        finally:
+            self.turn.running += 1
+
     # -- failures
 
     async def fail(self, error: BaseException, kind: str) -> NoReturn:
@@ -169,6 +289,7 @@ class StepRun:
 
     async def run_step(self, call: StepInvocation) -> Any:
         """Inside a step, other steps run inline and leave no checkpoint; their errors are mapped as in a body."""
+        token = _inline.set(call.resolved_name())
         try:
             return await call.invoke()
         except Exception as error:
@@ -176,6 +297,8 @@ class StepRun:
                 raise
             record = failure.step_failure(error, "failed", 1)
             raise failure.rebuild(record, call.resolved_name(), ()) from error
+        finally:
+            _inline.reset(token)
 
     async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
         """Refused: a checkpoint inside a step would outlive the try it belongs to."""
@@ -197,14 +320,21 @@ class StepRun:
         """Refused, as `sleep`."""
         raise NotInBody(self._misplaced("wait_for_event", name))
 
+    def schedule(self, call: ChildInvocation) -> Child:
+        """Refused: what a step starts belongs to its try; a body's children outlive it."""
+        raise NotInBody(self._misplaced("schedule", call.resolved_name()))
+
+    async def wait_for_children(self, children: Sequence[Child]) -> None:
+        """Refused, as `sleep`."""
+        raise NotInBody(self._misplaced("wait", "..."))
+
     def know_task(self, task: asyncio.Task[Any]) -> None:
         """A step's tasks are its own affair."""
 
     def info(self) -> ExecutionInfo:
         """The execution's id, name and input with this step's own attempt."""
-        turn = self.turn
-        return ExecutionInfo(
-            turn.execution_id, turn.spec.task_name, turn.data, self.attempt, self.call.spec.retry.retries
+        return dataclasses.replace(
+            self.turn.info(), current_attempt=self.attempt, max_retries=self.call.spec.retry.retries
         )
 
     def _misplaced(self, what: str, name: str) -> str:

@@ -6,7 +6,7 @@ A row is a tuple and the columns are one `zip` over them: measured, half the cos
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +38,24 @@ class CheckpointRow(NamedTuple):
     error: bytes | None
 
 
+class ChildRow(NamedTuple):
+    """A child to make under the execution of its verb row. `timeout` in seconds from the tick."""
+
+    key: int
+    name: str
+    task_name: str
+    lane: int
+    priority: int
+    input: bytes
+    max_retries: int
+    timeout: float | None
+
+
 class VerbRow(NamedTuple):
-    """What to do with one held execution."""
+    """What to do with one held execution. Its children are made by the same tick, or not at all.
+
+    `stored`, if there is one, is resolved when a HOLD is applied.
+    """
 
     turn: Turn
     id: int
@@ -51,11 +67,18 @@ class VerbRow(NamedTuple):
     status: int = 0
     output: bytes | None = None
     error: bytes | None = None
+    children: tuple[ChildRow, ...] = ()
+    stored: asyncio.Future[Checkpoint | None] | None = None
+
+    def size(self) -> int:
+        """How many bytes of values it carries."""
+        return _bytes_of(self.output, self.error) + sum(len(child.input) for child in self.children)
 
 
+_SENT = len(VerbRow._fields) - 2  # the last two have columns of their own, or none
 _NO_CHECKPOINTS: tuple[tuple[()], ...] = ((),) * (len(CheckpointRow._fields) - 2)
-_NO_VERBS: tuple[tuple[()], ...] = ((),) * (len(VerbRow._fields) - 1)
-_NO_CHILDREN: tuple[tuple[()], ...] = ((),) * 10
+_NO_VERBS: tuple[tuple[()], ...] = ((),) * (_SENT - 1)
+_NO_CHILDREN: tuple[tuple[()], ...] = ((),) * (len(ChildRow._fields) + 2)
 
 
 @dataclass(slots=True)
@@ -66,16 +89,21 @@ class Batch:
     checkpoints: list[CheckpointRow] = field(default_factory=list[CheckpointRow])
     verbs: list[VerbRow] = field(default_factory=list[VerbRow])
     bytes: int = 0
+    children: int = 0
 
     def __len__(self) -> int:
-        return len(self.checkpoints) + len(self.verbs)
+        return len(self.checkpoints) + len(self.verbs) + self.children
 
     def columns(self, now: float) -> tuple[Any, ...]:
         """The arrays of zart_tick between the worker's id and the claims; `now` is the loop's time."""
         checkpoints = tuple(zip(*self.checkpoints, strict=True))[2:] or _NO_CHECKPOINTS
         rows = [row if row.due is None else row._replace(due=max(0.0, row.due - now)) for row in self.verbs]
-        verbs = tuple(zip(*rows, strict=True))[1:] or _NO_VERBS
-        return (*map(_column, checkpoints), *map(_column, verbs), *_NO_CHILDREN)
+        verbs = tuple(zip(*rows, strict=True))[1:_SENT] or _NO_VERBS
+        children: tuple[tuple[Any, ...], ...] = _NO_CHILDREN
+        if self.children:
+            made = [(row.id, row.turn.run, *child) for row in self.verbs for child in row.children]
+            children = tuple(zip(*made, strict=True))
+        return (*map(_column, checkpoints), *map(_column, verbs), *map(_column, children))
 
     def ending(self) -> int:
         """How many of its turns end, freeing their slots."""
@@ -88,31 +116,34 @@ class Batch:
 
     def only(self, turns: Iterable[Turn]) -> Batch:
         """The rows of these turns."""
-        wanted = set(turns)
-        return Batch(
-            self.bucket,
-            [row for row in self.checkpoints if row.turn in wanted],
-            [row for row in self.verbs if row.turn in wanted],
-        )
+        wanted, part = set(turns), Batch(self.bucket)
+        for row in self.checkpoints:
+            if row.turn in wanted:
+                part.add_checkpoint(row)
+        for verb in self.verbs:
+            if verb.turn in wanted:
+                part.add_verb(verb)
+        return part
 
     def split(self) -> Batch:
         """Take out what one tick may carry; the rest stays. A row over the byte limit goes alone."""
         if len(self) <= MAX_TICK_ROWS and self.bytes <= MAX_TICK_BYTES:
-            taken = Batch(self.bucket, self.checkpoints, self.verbs, self.bytes)
-            self.checkpoints, self.verbs, self.bytes = [], [], 0
+            taken = Batch(self.bucket, self.checkpoints, self.verbs, self.bytes, self.children)
+            self.checkpoints, self.verbs, self.bytes, self.children = [], [], 0, 0
             return taken
         taken, rest = Batch(self.bucket), Batch(self.bucket)
         for row in self.checkpoints:
             part = taken if taken.has_room_for(_bytes_of(row.result, row.error)) else rest
             part.add_checkpoint(row)
         for verb in self.verbs:
-            part = taken if taken.has_room_for(_bytes_of(verb.output, verb.error)) else rest
+            part = taken if taken.has_room_for(verb.size(), 1 + len(verb.children)) else rest
             part.add_verb(verb)
         self.checkpoints, self.verbs, self.bytes = rest.checkpoints, rest.verbs, rest.bytes
+        self.children = rest.children
         return taken
 
-    def has_room_for(self, size: int) -> bool:
-        return not len(self) or (len(self) < MAX_TICK_ROWS and self.bytes + size <= MAX_TICK_BYTES)
+    def has_room_for(self, size: int, rows: int = 1) -> bool:
+        return not len(self) or (len(self) + rows <= MAX_TICK_ROWS and self.bytes + size <= MAX_TICK_BYTES)
 
     def add_checkpoint(self, row: CheckpointRow) -> None:
         self.checkpoints.append(row)
@@ -120,7 +151,21 @@ class Batch:
 
     def add_verb(self, row: VerbRow) -> None:
         self.verbs.append(row)
-        self.bytes += _bytes_of(row.output, row.error)
+        self.bytes += row.size()
+        self.children += len(row.children)
+
+
+def parts_of(children: Sequence[ChildRow]) -> list[tuple[ChildRow, ...]]:
+    """Children in parts that one tick can carry."""
+    parts: list[list[ChildRow]] = [[]]
+    size = 0
+    for child in children:
+        if len(parts[-1]) == MAX_TICK_ROWS // 2 or (parts[-1] and size + len(child.input) > MAX_TICK_BYTES):
+            parts.append([])
+            size = 0
+        parts[-1].append(child)
+        size += len(child.input)
+    return [tuple(part) for part in parts]
 
 
 def _column(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,7 +15,15 @@ import orjson
 from zart.codec import PLAIN
 from zart.config import DEFAULT_MAX_RESULT_BYTES
 from zart.engine.where import is_between
-from zart.errors import NonRetryable, RetryExhausted, SerializationError, StepFailed, StepTimedOut, ZartError
+from zart.errors import (
+    ChildFailed,
+    NonRetryable,
+    RetryExhausted,
+    SerializationError,
+    StepFailed,
+    StepTimedOut,
+    ZartError,
+)
 from zart.model import Outcome
 
 # Enough to recognise a failure; a 10 MB message must not become a 10 MB row.
@@ -128,6 +136,22 @@ def rebuild(record: Record, step: str, raises: tuple[type[Exception], ...]) -> E
         type_name=record["type"],
         traceback_text=record.get("traceback", ""),
         attempts=attempts,
+    )
+
+
+CANCELLED: Record = {"kind": "cancelled", "type": "", "message": "it was cancelled"}
+"""What stands for the error of a child that was cancelled by itself: those have no record."""
+
+
+def rebuild_child(record: Record, name: str) -> ChildFailed:
+    """The exception that the failure of a child execution comes back as."""
+    return ChildFailed(
+        record["message"],
+        step=name,
+        type_name=record["type"],
+        traceback_text=record.get("traceback", ""),
+        what="child execution",
+        kind=record.get("kind", "failed"),
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zart.codec import Attribution
 from zart.metrics import Place
 from zart.model import Verb
 
 if TYPE_CHECKING:
+    from zart.engine.children import Child
     from zart.engine.replay import Checkpoint
+    from zart.engine.transactions import Transactions
     from zart.engine.turn import Turn
 
 
@@ -65,7 +68,20 @@ class Host(Protocol):
     @property
     def rows(self) -> RowSink: ...
 
+    @property
+    def transactions(self) -> Transactions | None:
+        """Where steps get theirs; None without a database."""
+        ...
+
     async def database_time(self) -> datetime: ...
+
+    def serves(self, task_name: str) -> bool:
+        """Whether this task is registered here."""
+        ...
+
+    def make_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
+        """Have these made, each with its input; done when they are."""
+        ...
 
     def look_for_events(self) -> None:
         """A turn has `unread` events: read them soon, and tell it by `hear`."""

@@ -6,26 +6,32 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
+from zart.codec import PLAIN
 from zart.config import WorkerConfig
-from zart.engine import failure
+from zart.engine import failure, handler
 from zart.engine.replay import History, histories_of
 from zart.engine.session import Session
-from zart.engine.spec import DurableSpec
+from zart.engine.spec import DurableSpec, WorkItem
 from zart.engine.ticker import Ticker
 from zart.engine.turn import Turn
 from zart.errors import SerializationError
-from zart.model import StoredStatus, Verb
+from zart.model import ExecutionInfo, StoredStatus, Verb
+from zart.names import FAILURE_PREFIX
 from zart.store import queue
 
 # Between two ticks: a long read keeps everybody's checkpoints waiting.
 RECORDS_AT_ONCE = 500
 HISTORIES_AT_ONCE = 64
+PARENTS_KEPT = 64
 
 
 class Loader:
     """Begins claimed turns. What fails to load stays in `waiting`, and is loaded by the next call.
 
     Args:
+        queues: by lane; all those that are claimed from.
         lose: told of turns whose claim turns out to be gone.
     """
 
@@ -34,12 +40,14 @@ class Loader:
         session: Session,
         rows: Ticker,
         registry: Mapping[str, DurableSpec],
+        queues: Mapping[int, str],
         config: WorkerConfig,
         lose: Callable[[Turn], None],
     ) -> None:
         self.waiting: list[Turn] = []
         self._session, self._rows, self._registry, self._config, self._lose = session, rows, registry, config, lose
-        self._loop = asyncio.get_running_loop()
+        self._queues, self._loop = queues, asyncio.get_running_loop()
+        self._parents: dict[int, ExecutionInfo] = {}
 
     async def begin_all(self, *, draining: bool) -> None:
         """Begin every waiting turn, or hand it back when the worker drains."""
@@ -68,7 +76,33 @@ class Loader:
             ids, runs = [turn.id for turn in part], [turn.run for turn in part]
             found = await queue.load_journal(session.connection, session.schema, bucket, ids, runs, session.worker_id)
             histories.update(histories_of(found, self._loop.time()))
+        await self._read_parents(bucket, rows)
         return {row["id"]: row for row in rows}, histories
+
+    async def _read_parents(self, bucket: int, rows: Sequence[Any]) -> None:
+        """What scheduled steps are told of their parents: read once, as many children have the same."""
+        wanted = {row["parent"] for row in rows if row["parent"] is not None and self._is_step(row)}
+        if len(self._parents) > PARENTS_KEPT:
+            self._parents = {id: one for id, one in self._parents.items() if id in wanted}
+        missing = [id for id in wanted if id not in self._parents]
+        if missing:
+            session = self._session
+            for row in await queue.load_claims(session.connection, session.schema, bucket, missing):
+                self._parents[row["id"]] = self._told_of(row)
+
+    def _is_step(self, row: Any) -> bool:
+        spec = self._registry.get(row["task_name"])
+        return spec is not None and spec.is_step
+
+    def _told_of(self, row: Any) -> ExecutionInfo:
+        """A parent as `context()` shows it; its data as plain JSON if it is not served here, or does not fit."""
+        spec = self._registry.get(row["task_name"])
+        try:
+            codec = PLAIN if spec is None else spec.input_codec
+            data = codec.decode(row["input"] or "null") if spec is None or spec.takes_data else None
+        except BaseException:  # code of the input's own type, which may even exit
+            data = orjson.loads(row["input"] or "null")
+        return ExecutionInfo(row["execution_id"], row["task_name"], data, row["attempt"], row["max_retries"])
 
     def _begin(self, turn: Turn, row: Any, history: History | None) -> None:
         """Start the body, unless its claim is gone, it has killed too often, or its input cannot be read."""
@@ -92,12 +126,30 @@ class Loader:
             misfit = error.located(
                 f"input of execution {row['execution_id']!r}", remedy="start it with data that fits, under another id"
             )
-            self._refuse(turn, StoredStatus.FAILED, {**failure.describe(misfit), "kind": "input_refused"})
+            self._refuse_input(turn, misfit, history)
             return
         except BaseException as error:  # code of the input's own type, which may even exit
-            self._refuse(turn, StoredStatus.FAILED, {**failure.describe(error), "kind": "input_refused"})
+            self._refuse_input(turn, error, history)
             return
-        turn.begin(spec, row["execution_id"], data, row["attempt"], deadline_in, self._loop)
+        if spec.is_step:
+            data = WorkItem(row["step_name"].removeprefix(FAILURE_PREFIX), data)
+        turn.begin(
+            spec,
+            row["execution_id"],
+            data,
+            row["attempt"],
+            deadline_in,
+            self._loop,
+            queue=self._queues[row["lane"]],
+            priority=row["priority"],
+            parent=self._parents.get(row["parent"]) if spec.is_step else None,
+        )
+
+    def _refuse_input(self, turn: Turn, error: BaseException, history: History | None) -> None:
+        """Without its input no handler can run either; a failure that is journaled already stands."""
+        record = {**failure.describe(error), "kind": "input_refused"}
+        first = None if history is None else handler.journaled_failure(history)
+        self._refuse(turn, StoredStatus.FAILED, record if first is None else handler.final_record(first, record))
 
     def _refuse(self, turn: Turn, status: StoredStatus, record: failure.Record) -> None:
         turn.close()

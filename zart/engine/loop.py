@@ -6,15 +6,18 @@ open -> [ claim and commit in one tick -> load what was claimed -> run bodies ] 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from time import monotonic_ns
+from typing import Any
 
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.engine.batch import NEVER, Batch
+from zart.engine.batch import Batch, ChildRow, parts_of
+from zart.engine.children import Child
 from zart.engine.load import Loader
 from zart.engine.polling import is_worth_a_claim
 from zart.engine.replay import Checkpoint, checkpoint_of
@@ -24,6 +27,7 @@ from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
 from zart.engine.tasks import follow_tasks, leave_tasks
 from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
+from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
@@ -82,6 +86,10 @@ class WorkerLoop:
         self._apart: set[int] = set()
         self._alone: Turn | None = None
         self._lanes: list[int] = []
+        self._queues: dict[int, str] = {}
+        self._lane_numbers: dict[tuple[str, str], int] = {}
+        self._unplaced: list[tuple[Turn, Sequence[tuple[Child, bytes]], asyncio.Future[Any]]] = []
+        self._hints: set[int] = set()
         self._lanes_read_at = float("-inf")
         self._bucket = 0
         self._signals_left: set[int] = set()
@@ -103,7 +111,8 @@ class WorkerLoop:
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
-        self._loader = Loader(self._session, self.rows, self.registry, self.config, self._resolver.lose)
+        self._loader = Loader(self._session, self.rows, self.registry, self._queues, self.config, self._resolver.lose)
+        self.transactions = Transactions(self._session, self.config, self._resolver.lose)
         self.wake()
         follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
@@ -123,6 +132,7 @@ class WorkerLoop:
             leave_tasks(self._loop)
             for turn in list(self.turns.values()):
                 turn.lose()
+            await self.transactions.close()
             await self._session.close()
 
     def wake(self) -> None:
@@ -182,8 +192,9 @@ class WorkerLoop:
             raise error
 
     def _has_work(self) -> bool:
-        waiting = self._loader.waiting or self._questions or self._look_due or self._lease_due or self._signals_left
-        return bool(waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
+        between = self._questions or self._look_due or self._lease_due or self._signals_left
+        waiting = self._loader.waiting or self._unplaced or self._hints
+        return bool(between or waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
 
     async def _sleep(self) -> None:
         self._sleeper = self._loop.create_future()
@@ -212,7 +223,9 @@ class WorkerLoop:
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
         if answer is None:
             return
-        if free and len(answer.claims) < free and answer.lease_live and woken == self._woken:
+        if batch.children or answer.risen:
+            self._rouse(bucket)
+        elif free and len(answer.claims) < free and answer.lease_live and woken == self._woken:
             self._hungry.discard(bucket)
         self._accept(bucket, answer, free)
         if free and not answer.claims and not self.turns and bucket in self._apart:
@@ -223,6 +236,8 @@ class WorkerLoop:
             self._lease_due = True
         if answer.signals_left:
             self._signals_left.add(bucket)
+        if any(self.turns[id].family.waits for id in answer.woken if id in self.turns):
+            self._look_due = True
         place = self.place
         for claim in answer.claims:
             place.observe(CLAIM_LATENCY, claim.waited)
@@ -230,6 +245,11 @@ class WorkerLoop:
             if claim.epoch > 1:
                 place.words[CRASH_RESUMED] += 1
         place.words[EXECUTIONS_CLAIMED] += len(answer.claims)
+
+    def _rouse(self, bucket: int) -> None:
+        """There is more work in a bucket, made here: claim of it, and tell idle workers."""
+        self._hungry.add(bucket)
+        self._hints.add(bucket)
 
     async def _claim_apart(self, bucket: int) -> None:
         """Executions set apart after a crash run only in a worker that holds nothing else, one at a time."""
@@ -293,8 +313,56 @@ class WorkerLoop:
         if not self._lanes:
             pairs = [(spec.queue, spec.task_name) for spec in self.registry.values()]
             await queue.add_lanes(session.connection, session.schema, pairs)
-        self._lanes = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
+        served = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
+        self._lanes = list(served)
+        self._queues |= served
         self._lanes_read_at = self._loop.time()
+
+    def serves(self, task_name: str) -> bool:
+        """Host.serves."""
+        return task_name in self.registry
+
+    def make_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
+        """Host.make_children."""
+        if all(_lane_of(turn, child) in self._lane_numbers for child, _ in children):
+            return self._send_children(turn, children)
+        made: asyncio.Future[Any] = self._loop.create_future()
+        self._unplaced.append((turn, children, made))
+        self._kick()
+        return made
+
+    def _send_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
+        rows = [
+            ChildRow(
+                child.key,
+                child.spec.name,
+                child.spec.task_name,
+                self._lane_numbers[_lane_of(turn, child)],
+                turn.priority if child.spec.priority is None else child.spec.priority,
+                data,
+                child.spec.max_retries,
+                child.spec.timeout,
+            )
+            for child, data in children
+        ]
+        return asyncio.gather(*(self.rows.make_children(turn, part) for part in parts_of(rows)))
+
+    async def _place_children(self) -> None:
+        """Find the lanes of children whose queue and task were not seen here before."""
+        session, unplaced = self._session, list(self._unplaced)  # others may come while the database is asked
+        pairs = {_lane_of(turn, child) for turn, children, _ in unplaced for child, _ in children}
+        self._lane_numbers |= await queue.add_lanes(session.connection, session.schema, pairs)
+        self._lanes_read_at = float("-inf")
+        self._unplaced = self._unplaced[len(unplaced) :]
+        for turn, children, made in unplaced:
+            if not made.done() and not turn.ended:
+                self._send_children(turn, children).add_done_callback(functools.partial(_pass_on, made))
+
+    async def _send_hints(self) -> None:
+        session, buckets = self._session, self._hints
+        self._hints = set()
+        for bucket in buckets:
+            await workers.hint(session.connection, session.schema, bucket)
 
     async def database_time(self) -> datetime:
         """Host.database_time."""
@@ -306,6 +374,10 @@ class WorkerLoop:
     # -- between ticks
 
     async def _between_ticks(self) -> None:
+        if self._unplaced:
+            await self._place_children()
+        if self._hints:
+            await self._send_hints()
         if self._questions:
             await self._tell_time()
         if self._lease_due:
@@ -337,6 +409,8 @@ class WorkerLoop:
         self._signals_left = set()
         for bucket in buckets:
             seen, delivered = await journal.deliver_signals(session.connection, session.schema, bucket)
+            if delivered:
+                self._rouse(bucket)
             if seen > delivered:
                 self._loop.call_later(BUSY_PAUSE, self._note_signals, bucket)
 
@@ -351,7 +425,9 @@ class WorkerLoop:
             turns = [
                 turn
                 for turn in self.turns.values()
-                if turn.bucket == bucket and turn.main is not None and (turn.events or turn.began < before)
+                if turn.bucket == bucket
+                and turn.main is not None
+                and (turn.events or turn.family.waits or turn.began < before)
             ]
             if turns:
                 await self._look_at(bucket, turns)
@@ -366,7 +442,7 @@ class WorkerLoop:
             [turn.id for turn in turns],
             [turn.epoch for turn in turns],
             [ALWAYS if turn.unread else turn.seen for turn in turns],
-            [NEVER] * len(turns),
+            [turn.family.awaited() for turn in turns],
         )
         self.place.last_tick_ns = monotonic_ns()
         told: list[tuple[Turn, int, list[int]]] = []
@@ -376,13 +452,13 @@ class WorkerLoop:
             count = wakes[turn.id]
             if count is None:
                 self._resolver.lose(turn)
-            elif turn.events:
-                told.append((turn, count, list(turn.events)))
+            elif keys := [*turn.events, *turn.family.unknown()]:
+                told.append((turn, count, keys))
         if told:
-            await self._read_events(bucket, told)
+            await self._read_awaited(bucket, told)
 
-    async def _read_events(self, bucket: int, told: Sequence[tuple[Turn, int, list[int]]]) -> None:
-        """Read the awaited events of turns, after their counters: so an event that comes in between is read again."""
+    async def _read_awaited(self, bucket: int, told: Sequence[tuple[Turn, int, list[int]]]) -> None:
+        """Read what turns wait for, after their counters: so an event that comes in between is read again."""
         session = self._session
         asked = [(turn.id, turn.run, key) for turn, _, keys in told for key in keys]
         ids, runs, keys = (list(column) for column in zip(*asked, strict=True))
@@ -420,3 +496,13 @@ class WorkerLoop:
             now = self._loop.time()
             for turn in waiting:
                 turn.rest(now)
+
+
+def _lane_of(turn: Turn, child: Child) -> tuple[str, str]:
+    """Queue and task that a child is claimed by."""
+    return turn.queue if child.spec.queue is None else child.spec.queue, child.spec.task_name
+
+
+def _pass_on(made: asyncio.Future[Any], sent: asyncio.Future[Any]) -> None:
+    if not made.done() and not sent.cancelled():
+        made.set_result(None)

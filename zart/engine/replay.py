@@ -56,9 +56,11 @@ class FailedTries:
 class History:
     """A run's journal and the counters of its queue row, read in one snapshot.
 
-    `epoch` is that of the claim; 0 when the claim was gone already. `claimed_ago` is how long ago the run was claimed
-    for the first time. `loaded_at` is the loop's time at the load, so
-    that `due_in` can be turned into a moment of this process.
+    Attributes:
+        epoch: that of the claim; 0 when the claim was gone already.
+        claimed_ago: how long ago the run was claimed for the first time.
+        loaded_at: the loop's time at the load, so that `due_in` can be turned into a moment of this process.
+        made: keys of the children that have not ended.
     """
 
     epoch: int = 0
@@ -68,6 +70,7 @@ class History:
     loaded_at: float = 0.0
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict[int, Checkpoint])
     tries: dict[int, FailedTries] = field(default_factory=dict[int, FailedTries])
+    made: set[int] = field(default_factory=set[int])
 
     def find(self, key: int, name: str, kind: Kind, body: asyncio.Task[Any] | None = None) -> Checkpoint | None:
         """The checkpoint under this key, or None.
@@ -117,6 +120,8 @@ def histories_of(rows: Iterable[Any], loaded_at: float) -> dict[int, History]:
             history.claimed_ago = row["began_ago"]
         elif what == "checkpoint":
             history.checkpoints[row["step_key"]] = checkpoint_of(row)
+        elif what == "child":
+            history.made.add(row["step_key"])
         else:
             tries.append(row)
     for row in sorted(tries, key=lambda row: row["attempts"]):

@@ -183,6 +183,8 @@ class Resolver:
         )
 
     def _applied(self, row: VerbRow) -> None:
+        if row.stored is not None and not row.stored.done():
+            row.stored.set_result(None)
         if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:
             return
         del self.turns[row.id]
@@ -193,6 +195,8 @@ class Resolver:
                 self._failures.tell(row)
         else:
             words[PARKED if row.verb == Verb.PARK else EXECUTIONS_PUT_OFF] += 1
+            if row.verb == Verb.HANDLE:
+                self._failures.tell(row)
 
     def lose(self, turn: Turn) -> None:
         """The claim is gone: cancelled, or taken over. Whatever the body still does is not recorded."""
@@ -273,21 +277,31 @@ class FailureLog:
         self._told += 1
         if self._told <= FAILURES_TOLD:
             record = failure.decode((row.error or b"{}").decode())
+            of_handler = record.get("on_failure")
             log.warning(
-                "execution %s failed: %s: %s%s",
+                "execution %s failed: %s%s%s",
                 row.turn.name(),
-                record.get("type"),
-                str(record.get("message"))[:300],
-                f" (step {record['step']!r})" if record.get("step") else "",
+                _told(record),
+                f"; its on_failure failed too: {_told(of_handler)}" if of_handler else "",
+                "; its on_failure runs next" if row.verb == Verb.HANDLE else "",
             )
+
+
+def _told(record: failure.Record) -> str:
+    step = f" (step {record['step']!r})" if record.get("step") else ""
+    return f"{record.get('type')}: {str(record.get('message'))[:300]}{step}"
 
 
 def _refusal(batch: Batch, error: Exception) -> dict[str, object]:
     """Which value was refused and why, without the driver's text: that may quote the value."""
     names = sorted({row.name for row in batch.checkpoints})
-    what = f"a result of steps {names[:5]}" if names else "the execution's result"
-    if len(names) == 1:
+    children = [child.name for row in batch.verbs for child in row.children]
+    if len(names) == 1 and not children:
         what = f"the result of step {names[0]!r}"
+    elif names or children:
+        what = f"a result of steps {names[:5]}" if names else f"the arguments of a child among {children[:5]}"
+    else:
+        what = "the execution's result"
     state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else "not encodable"
     return {
         "kind": "refused",

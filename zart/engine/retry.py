@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 from zart.duration import RetryConfig
-from zart.errors import DuplicateStepName, NonRetryable, NotInBody, StepDiverged
+from zart.errors import DuplicateStepName, NonRetryable, NotInBody, NotInStep, StepDiverged, TransactionMisused
 
 # Mistakes of the program: another pass over the same journal would only repeat them.
-_HOPELESS = (NonRetryable, DuplicateStepName, StepDiverged, NotInBody)
+_HOPELESS = (NonRetryable, DuplicateStepName, StepDiverged, NotInBody, NotInStep, TransactionMisused)
 
 
 def delay_before_retry(retry: RetryConfig, attempt: int, error: BaseException) -> float | None:

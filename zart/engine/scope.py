@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zart.codec import Codec
-from zart.engine.spec import StepInvocation
+from zart.engine.spec import ChildInvocation, StepInvocation
 from zart.engine.where import where
 from zart.errors import NotInExecution
 from zart.model import ExecutionInfo
+from zart.postgres.connection import Connection
+
+if TYPE_CHECKING:
+    from zart.engine.children import Child
 
 
 class Scope(Protocol):
@@ -42,6 +46,18 @@ class Scope(Protocol):
         """Wait durably for an event; EventTimeout after `timeout` seconds."""
         ...
 
+    def schedule(self, call: ChildInvocation) -> Child:
+        """Have a call run as an execution of its own; does not wait."""
+        ...
+
+    async def wait_for_children(self, children: Sequence[Child]) -> None:
+        """Wait durably until the outcome of each is known."""
+        ...
+
+    async def trx(self) -> Connection:
+        """Begin the step's own transaction."""
+        ...
+
     def info(self) -> ExecutionInfo: ...
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
@@ -49,19 +65,21 @@ class Scope(Protocol):
         ...
 
 
+_IN_A_BODY = "call it in the body of a @zart_durable function that a worker runs; in a test, run that by zart.testing"
+
 current_scope: ContextVar[Scope | None] = ContextVar("zart_scope", default=None)
 
 
-def require_scope(what: str) -> Scope:
+def require_scope(what: str, remedy: str = _IN_A_BODY) -> Scope:
     """The scope this code runs in.
+
+    Args:
+        remedy: where `what` is to be called.
 
     Raises:
         NotInExecution: it runs in none.
     """
     scope = current_scope.get()
     if scope is None:
-        raise NotInExecution(
-            f"{what} was called outside an execution{where()}; call it in the body of a @zart_durable function"
-            " that a worker runs; in a test, run that by zart.testing"
-        )
+        raise NotInExecution(f"{what} was called outside an execution{where()}; {remedy}")
     return scope

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic_ns, perf_counter
 from typing import Any
 
-from zart.engine.batch import Batch, CheckpointRow, VerbRow
+from zart.engine.batch import Batch, CheckpointRow, ChildRow, VerbRow
 from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
 from zart.engine.turn import Turn
@@ -45,7 +45,13 @@ class Claimed:
 
 @dataclass(slots=True)
 class TickAnswer:
-    """What a tick said. `fenced`: this identity was taken over and nothing was written."""
+    """What a tick said.
+
+    Attributes:
+        fenced: this identity was taken over and nothing was written.
+        woken: executions held here of which a child has ended.
+        risen: how many may go on: parked ones whose children have ended, failed ones that have a handler.
+    """
 
     fenced: bool = False
     lease_live: bool = True
@@ -53,6 +59,7 @@ class TickAnswer:
     applied: int = 0
     applied_ids: list[int] | None = None
     signals_left: int = 0
+    risen: int = 0
     woken: list[int] = field(default_factory=list[int])
     claims: list[Claimed] = field(default_factory=list[Claimed])
 
@@ -118,6 +125,14 @@ class Ticker:
         self.waiting_for(turn.bucket).add_verb(row)
         self._kick()
 
+    def make_children(self, turn: Turn, children: tuple[ChildRow, ...]) -> asyncio.Future[Checkpoint | None]:
+        """Make children of a held execution; all of them, or none if its claim is gone."""
+        future: asyncio.Future[Checkpoint | None] = self._loop.create_future()
+        row = VerbRow(turn, turn.id, turn.epoch, Verb.HOLD, children=children, stored=future)
+        self.waiting_for(turn.bucket).add_verb(row)
+        self._kick()
+        return future
+
     def waiting_for(self, bucket: int) -> Batch:
         """The rows of a bucket that wait for a tick."""
         batch = self._waiting.get(bucket)
@@ -131,6 +146,7 @@ class Ticker:
         for row in batch.checkpoints:
             if not row.stored.done() and not row.turn.is_lost():
                 waiting.add_checkpoint(row)
+                row.turn.keep_late(row.stored)  # others may have gone before it
         for verb in batch.verbs:
             if not verb.turn.is_lost():
                 waiting.add_verb(verb)
@@ -138,6 +154,8 @@ class Ticker:
 
     def put_back_later(self, batch: Batch) -> None:
         """Send these again after a moment: somebody else holds their rows, and need not be asked all the time."""
+        for row in batch.checkpoints:
+            row.turn.keep_late(row.stored)
         self._loop.call_later(BUSY_PAUSE, self.put_back, batch)
 
     def take(self, bucket: int) -> Batch:
@@ -177,7 +195,9 @@ def _read(rows: list[Any]) -> TickAnswer:
         elif what == "applied":
             answer.applied, answer.applied_ids = row[8], row[9]
         elif what == "later":
-            answer.signals_left = row[8]
+            answer.signals_left += row[8]
+        elif what == "risen":
+            answer.risen += row[8]
         elif what == "wake":
             answer.woken = row[9]
     return answer

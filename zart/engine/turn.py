@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, NoReturn
 
 from zart.codec import Codec, codec_for, step_key
-from zart.engine import failure, waits
-from zart.engine.attempt import StepRun
+from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from zart.engine import failure, handler, waits
+from zart.engine.attempt import TRX_BELONGS, StepRun
 from zart.engine.batch import NEVER
+from zart.engine.children import Child, Family
 from zart.engine.host import Host
 from zart.engine.replay import Checkpoint, History
 from zart.engine.retry import delay_before_retry
 from zart.engine.scope import current_scope
 from zart.engine.signals import Stop, Suspended
-from zart.engine.spec import DurableSpec, StepInvocation
+from zart.engine.spec import ChildInvocation, DurableSpec, StepInvocation
 from zart.engine.tasks import is_joining
 from zart.engine.where import where
-from zart.errors import DuplicateStepName, NotInExecution, SerializationError
+from zart.errors import DuplicateStepName, NotInExecution, NotInStep, SerializationError
 from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
+from zart.names import FAILURE_PREFIX
+from zart.postgres.connection import Connection
 
 log = logging.getLogger("zart.engine")
 
@@ -69,13 +74,16 @@ class Turn:
         seen: how many wake-ups its history knows of; more mean that an event may have come.
         stop: why it has to stop, None while it may go on.
         ended: its ending was sent, or its claim is gone.
+        first_failure: how the body failed, if this turn runs the failure handler in its place.
+        prefix: what its names begin with in the journal.
     """
 
     __slots__ = (
         "abandon_timer", "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
-        "deadline_timer", "ended", "epoch", "events", "execution_id", "failed", "history", "host", "id", "loop", "made",
-        "main", "names", "refusal", "refusals", "run", "running", "seen", "spec", "stop", "storing", "tasks",
-        "thrown_out", "unread", "waiting_since", "waits", "wake_at",
+        "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family", "first_failure",
+        "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names", "parent", "prefix",
+        "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec", "step_failure", "stop",
+        "storing", "tasks", "thrown_out", "unread", "waiting_since", "waits", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -94,17 +102,25 @@ class Turn:
         self.history: History | None = None
         self.stop: Stop | None = None
         self.refusal: failure.Record | None = None
+        self.step_failure: failure.Record | None = None  # of a scheduled step: how the execution fails
+        self.first_failure: failure.Record | None = None
+        self.handled = False  # its failure is for the handler
+        self.prefix = ""
         self.ended = False
         self.main: asyncio.Task[None] | None = None
         self.names: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()  # that called zart
         self.made: set[asyncio.Task[Any]] = set()  # by the body's own code
         self.failed: list[asyncio.Task[Any]] = []  # of those made
-        self.storing: set[asyncio.Future[Checkpoint | None]] = set()
+        self.storing: set[asyncio.Future[Any]] = set()
+        self.latest: asyncio.Future[Any] | None = None  # of those; they are stored in the order they came
+        self.late: set[asyncio.Future[Any]] = set()  # those of them that are not
         self.waits: dict[asyncio.Task[Any], float] = {}
         self.events: dict[int, asyncio.Future[Checkpoint]] = {}
         self.refusals: dict[asyncio.Task[Any] | None, int] = {}
         self.unread: set[int] = set()  # those of them that nobody has looked for yet
+        self.family = Family(self)
+        self.done_at = NEVER
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.abandon_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
@@ -123,10 +139,29 @@ class Turn:
         attempt: int,
         deadline_in: float | None,
         loop: asyncio.AbstractEventLoop,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        priority: int = DEFAULT_PRIORITY,
+        parent: ExecutionInfo | None = None,
     ) -> None:
-        """Start the body in a task of its own, unless its time is up."""
+        """Start the body in a task of its own, unless its time is up; the failure handler, if the body has failed.
+
+        Args:
+            deadline_in: seconds, None for no deadline. It does not count for the failure handler.
+            parent: of a scheduled step, what `context()` tells there.
+        """
         self.spec, self.execution_id, self.data, self.attempt, self.loop = spec, execution_id, data, attempt, loop
+        self.queue, self.priority, self.parent = queue, priority, parent
         self.began = loop.time()
+        if self.history is not None:
+            self.family.read(self.history.checkpoints)
+            self.first_failure = handler.journaled_failure(self.history)
+        self.handled = spec.on_failure is not None and self.first_failure is None
+        if self.first_failure is not None:
+            deadline_in, self.prefix = None, FAILURE_PREFIX
+            if spec.on_failure is None:  # the code that failed had one
+                self._end(None, None)
+                return
         if deadline_in is not None and deadline_in <= 0:
             self.stop = Stop.DEADLINE
             self._end(None, None)
@@ -149,7 +184,7 @@ class Turn:
         error: BaseException | None = None
         output: bytes | None = None
         try:
-            value = await self.spec.invoke(self.data) if self.spec.takes_data else await self.spec.invoke(None)
+            value = await self._invoke()
             await self._await_started()
             output = b"null" if self.cut else self._encoded_output(value)
         except BaseException as raised:
@@ -160,7 +195,16 @@ class Turn:
         finally:  # also when cancelled once more
             self._end(error, output)
 
-    def _encoded_output(self, value: Any) -> bytes:
+    def _invoke(self) -> Awaitable[Any]:
+        if self.first_failure is not None:
+            assert self.spec.on_failure is not None
+            return self.spec.on_failure(self.data, handler.rebuild_failure(self.first_failure))
+        return self.spec.invoke(self.data)
+
+    def _encoded_output(self, value: Any) -> bytes | None:
+        """The result to keep; None: a failure handler gives none, and the failure stands."""
+        if value is None and self.first_failure is not None:
+            return None
         try:
             return self.check_size(self.spec.output_codec.encode(value))
         except SerializationError as error:
@@ -174,6 +218,7 @@ class Turn:
             for task in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                 if not task.cancelled():
                     task.result()
+        await self.family.left_over()
 
     async def _cancel_started(self) -> None:
         if running := [task for task in self.tasks if not task.done()]:
@@ -184,7 +229,7 @@ class Turn:
     def _end(self, error: BaseException | None, output: bytes | None) -> None:
         if self.ended:
             return
-        retry_in, record = self._judge(error)
+        retry_in, record = self._judge(error, output)
         self.close()
         end = self.host.rows.end
         if self.stop is not None and (self.cut or self.stop is not Stop.HAND_BACK):
@@ -194,28 +239,45 @@ class Turn:
         elif retry_in is not None:
             end(self, Verb.RETRY, due=min(retry_in, self.deadline_at - self.loop.time()), error=failure.encode(record))
         else:
-            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+            self._fail(record)
 
-    def _judge(self, error: BaseException | None) -> tuple[float | None, failure.Record | None]:
+    def _fail(self, record: failure.Record) -> None:
+        """End in failure. If there is a handler, it is asked first; of its own failure, the body's stands."""
+        first, end = self.first_failure, self.host.rows.end
+        if self.handled:
+            end(self, Verb.HANDLE, error=failure.encode(record))
+            return
+        if first is not None:
+            record = handler.final_record(first, None if record is first else record)
+        end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+
+    def _judge(self, error: BaseException | None, output: bytes | None) -> tuple[float | None, failure.Record | None]:
         """Seconds until the execution is retried, if it is, and the record of its failure, if it failed."""
         if error is None:
-            return None, None
+            return None, self.first_failure if output is None else None
+        if self.step_failure is not None:
+            return None, self.step_failure
+        retry = self.spec.retry
         try:
             record = failure.execution_failure(error)
-            return delay_before_retry(self.spec.retry, self.attempt, error), record
+            retry_in = None if self.first_failure is not None else delay_before_retry(retry, self.attempt, error)
         except BaseException as broken:  # the user's retry_on
             return None, {**failure.describe(broken), "kind": "body_failed"}
+        if self.handled and retry_in is None:
+            used_up = 0 < retry.retries <= self.attempt
+            record = handler.for_handler(record, error, self.attempt + 1 if used_up else None)
+        return retry_in, record
 
     def _end_stopped(self, stop: Stop) -> None:
         end = self.host.rows.end
         if stop is Stop.HAND_BACK:
             end(self, Verb.PUT_OFF, due=0.0)
         elif stop is Stop.PARK:
-            end(self, Verb.PARK, seen=self.seen, done_at=NEVER, due=max(0.0, self.wake_at - self.loop.time()))
+            end(self, Verb.PARK, seen=self.seen, done_at=self.done_at, due=max(0.0, self.wake_at - self.loop.time()))
         elif stop is Stop.DEADLINE:
-            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(_PAST_DEADLINE))
+            self._fail(_PAST_DEADLINE)
         elif stop is Stop.REFUSED:
-            end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(self.refusal or {}))
+            self._fail(self.refusal or {})
 
     def close(self) -> None:
         """Nothing is recorded from here on."""
@@ -268,6 +330,7 @@ class Turn:
             return
         self.stop = stop
         self.wake_at = min((*self.waits.values(), self.deadline_at))
+        self.done_at = self.family.awaited()
         self._cancel()
 
     def lose(self) -> None:
@@ -284,7 +347,7 @@ class Turn:
             return
         self.refusal = record
         if self.ended:
-            self.host.rows.end(self, Verb.FINISH, status=StoredStatus.FAILED, error=failure.encode(record))
+            self._fail(record)
         else:
             self.interrupt(Stop.REFUSED)
 
@@ -340,7 +403,7 @@ class Turn:
 
     def _is_only_waiting(self) -> bool:
         """True when each task of the body waits durably, or for others that do."""
-        if self.running or self.storing or any(heard.done() for heard in self.events.values()):
+        if self.running or self.storing or self.family.is_busy() or any(one.done() for one in self.events.values()):
             return False
         body = self.tasks | self.made
         if self.main is not None:
@@ -357,6 +420,7 @@ class Turn:
             future = self.events.get(key)
             if future is not None and not future.done():
                 future.set_result(event)
+        self.family.hear(found)
         if not self.host.grace:
             self.put_down()
 
@@ -391,8 +455,8 @@ class Turn:
         """Scope.run_step."""
         if self.ended or self.stop is not None:
             await self._refuse_call()
-        name = call.resolved_name()
-        key = self._claim_name(name)
+        name = self.prefix + call.resolved_name()
+        key = self.claim_name(name)
         spec = call.spec
         tries = None
         if self.history is not None:
@@ -409,16 +473,19 @@ class Turn:
         token = current_scope.set(run)
         self.running += 1
         try:
-            if self.storing:
+            if self.storing or self.family.unmade:
                 await self._earlier_checkpoints()
             try:
                 value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
+                if run.transaction is not None:
+                    value = await run.commit(value)
             except BaseException as error:
                 failed = error
             if failed is not None:  # not in the handler: a later try's error does not come of an earlier one's
                 value = await run.later_tries(failed)
         finally:
             failed = None
+            run.trying = False
             self.running -= 1
             current_scope.reset(token)
             if thread is not None:
@@ -426,6 +493,11 @@ class Turn:
         # The checkpoint is kept even when the body is being handed back: the effect has happened.
         if self.stop is not None and self.is_interrupted():
             raise self.suspended()
+        if run.transaction is not None:  # it has taken the checkpoint with it
+            if run.transaction.stored is not None:
+                return replayed(run.transaction.stored, spec.codec, spec.raises)
+            self.host.place.words[STEPS_COMPLETED] += 1
+            return value
         try:
             result, value = spec.codec.round_trip(value)
             self.check_size(result)
@@ -433,8 +505,10 @@ class Turn:
             await run.fail(error, "serialization")
         except Exception as error:  # code of the value's own type
             await run.fail(SerializationError(failure.one_line(error)), "serialization")
+        if self.spec.is_step:  # its result is the execution's own, which its ending keeps
+            return value
         # As `store` does, without a coroutine more: this is the way of every step.
-        future = self.host.rows.checkpoint(
+        self.latest = future = self.host.rows.checkpoint(
             self, key, 1, 1, run.number, None, perf_counter() - run.began, name, result, None
         )
         self.storing.add(future)
@@ -449,11 +523,13 @@ class Turn:
 
     async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
         """Scope.capture."""
+        name = self.prefix + name
         key, stored = await self.begin_operation(name, Kind.CAPTURE)
         return replayed(stored, codec, ()) if stored is not None else await self._keep(name, key, function(), codec)
 
     async def now(self, name: str) -> datetime:
         """Scope.now."""
+        name = self.prefix + name
         key, stored = await self.begin_operation(name, Kind.CAPTURE)
         if stored is not None:
             kept: datetime = replayed(stored, _TIME_CODEC, ())
@@ -463,11 +539,11 @@ class Turn:
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Scope.sleep."""
-        await waits.sleep(self, name, seconds)
+        await waits.sleep(self, self.prefix + name, seconds)
 
     async def sleep_until(self, name: str, when: datetime) -> None:
         """Scope.sleep_until."""
-        await waits.sleep_until(self, name, when)
+        await waits.sleep_until(self, self.prefix + name, when)
 
     async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
         """Scope.wait_for_event."""
@@ -484,8 +560,23 @@ class Turn:
         stored = await self.store(key, Kind.CAPTURE, Outcome.COMPLETED, 1, 0.0, name, result, None)
         return value if stored is None else replayed(stored, codec, ())
 
+    def schedule(self, call: ChildInvocation) -> Child:
+        """Scope.schedule."""
+        spec = call.as_child()
+        return self.family.schedule(dataclasses.replace(spec, name=self.prefix + spec.name) if self.prefix else spec)
+
+    async def wait_for_children(self, children: Sequence[Child]) -> None:
+        """Scope.wait_for_children."""
+        await self.family.outcomes(children)
+
+    async def trx(self) -> Connection:
+        """Refused: there is no step whose checkpoint it could go with."""
+        raise NotInStep(f"trx() was called in the body of execution {self.execution_id!r}{where()}; {TRX_BELONGS}")
+
     def info(self) -> ExecutionInfo:
         """Scope.info."""
+        if self.parent is not None:
+            return self.parent
         return ExecutionInfo(self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries)
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
@@ -507,17 +598,13 @@ class Turn:
 
     async def begin_operation(self, name: str, kind: Kind) -> tuple[int, Checkpoint | None]:
         """The key of an operation other than a step, and its checkpoint if there is one."""
-        if self.ended or self.stop is not None:
-            await self._refuse_call()
-        self._know_caller()
-        key = self._claim_name(name)
+        await self.may_call()
+        key = self.claim_name(name)
         return key, None if self.history is None else self.history.find(key, name, kind, self.main)
 
     async def begin_event(self, name: str) -> tuple[int, Checkpoint | None]:
         """The key of an event to be waited for, and what the history has under it."""
-        if self.ended or self.stop is not None:
-            await self._refuse_call()
-        self._know_caller()
+        await self.may_call()
         key = step_key(KeySpace.EVENT, name)
         if key in self.names:
             raise DuplicateStepName(
@@ -540,12 +627,20 @@ class Turn:
         due: float | None = None,
     ) -> Checkpoint | None:
         """Commit one journal row; None when it is stored, else the row that stands there instead."""
-        future = self.host.rows.checkpoint(self, key, kind, status, attempts, due, seconds, name, result, error)
+        self.latest = future = self.host.rows.checkpoint(
+            self, key, kind, status, attempts, due, seconds, name, result, error
+        )
         self.storing.add(future)
         try:
             return await future
         finally:
             self.storing.discard(future)
+
+    def keep_late(self, storing: asyncio.Future[Any]) -> None:
+        """Something is being stored that checkpoints after it may overtake."""
+        for one in (self.storing, self.late):
+            one.add(storing)
+            storing.add_done_callback(one.discard)
 
     def _know_caller(self) -> None:
         """Remember a task of the body's own that calls zart: the turn ends only when it has ended."""
@@ -556,6 +651,9 @@ class Turn:
 
     async def store_failure(self, key: int, number: int, record: failure.Record, seconds: float, name: str) -> None:
         """Commit a step's failure; raise or return what stands there instead, if something does."""
+        if self.spec.is_step:
+            self.step_failure = record
+            return
         status = failure.outcome_of(record)
         stored = await self.store(key, Kind.STEP, status, number, seconds, name, None, failure.encode(record))
         if stored is not None:
@@ -575,33 +673,62 @@ class Turn:
             )
         return data
 
-    def _claim_name(self, name: str) -> int:
+    def claim_name(self, name: str) -> int:
+        """The key of a name that was not used before in this turn.
+
+        Raises:
+            DuplicateStepName: it was.
+        """
         key = step_key(_STEP_SPACE, name)
         if key in self.names:
+            given = name.removeprefix(self.prefix)
             raise DuplicateStepName(
-                f"execution {self.execution_id!r} uses the name {name!r} twice{where(self.main)}; names identify"
-                f' checkpoints: give each its own, as with .named("{name}-2") or a template like "{name}-{{item}}"'
+                f"{'on_failure of ' * bool(self.prefix)}execution {self.execution_id!r} uses the name {given!r}"
+                f" twice{where(self.main)}; names identify checkpoints: give each its own, as with"
+                f' .named("{given}-2") or a template like "{given}-{{item}}"'
             )
         self.names.add(key)
         return key
 
+    async def may_call(self) -> None:
+        """Return when the body may go on; raise or wait as the turn's state asks for."""
+        if self.ended or self.stop is not None:
+            await self._refuse_call()
+        self._know_caller()
+
+    def check_may_call(self) -> None:
+        """As `may_call`, of a call that is no coroutine."""
+        if self.stop is not None and not self._is_over():
+            raise self.suspended()
+        if self.ended or self.stop is not None:
+            raise self._outlived()
+        self._know_caller()
+
+    def _is_over(self) -> bool:
+        return self.ended and self.main is not None and self.main.done()
+
     async def _refuse_call(self) -> NoReturn:
         await asyncio.sleep(0)  # a task that tries again and again must not keep the event loop to itself
-        if self.stop is not None and not (self.ended and self.main is not None and self.main.done()):
+        if self.stop is not None and not self._is_over():
             caller = asyncio.current_task(self.loop)
             self.refusals[caller] = refusals = self.refusals.get(caller, 0) + 1
             if refusals > MOST_REFUSALS:
                 await self._abandon_for_good()
             await self.step_aside()
-        raise NotInExecution(
+        raise self._outlived()
+
+    def _outlived(self) -> NotInExecution:
+        return NotInExecution(
             f"execution {self.execution_id!r} has ended its turn, but is called{where() or ' again'};"
             " await everything that a body starts before it returns"
         )
 
     async def _earlier_checkpoints(self) -> None:
-        """No effect starts before every earlier checkpoint of the run is durable."""
-        while self.storing:
-            await asyncio.wait(self.storing)
+        """No effect starts before every checkpoint is durable that was there when its step was called."""
+        self.family.make()
+        earlier = {one for one in (self.latest, *self.late) if one is not None and not one.done()}
+        if earlier:
+            await asyncio.wait(earlier)
         if self.stop is not None:
             self.running -= 1  # the caller, which has not begun
             try:

@@ -55,9 +55,10 @@ async def wait_for_event(turn: Turn, name: str, codec: Codec, timeout: float | N
 
 
 async def _event_or_timeout(turn: Turn, key: int, name: str, timeout: float | None) -> Checkpoint:
-    wait_key = step_key(KeySpace.WAIT, name)
-    waiting = None if turn.history is None else turn.history.find(wait_key, name, Kind.WAIT)
-    due = _due(turn, waiting) if waiting is not None else await _register(turn, wait_key, Kind.WAIT, name, timeout)
+    wait_name = turn.prefix + name  # an event is one for a run, but a failure handler waits by its own timeout
+    wait_key = step_key(KeySpace.WAIT, wait_name)
+    waiting = None if turn.history is None else turn.history.find(wait_key, wait_name, Kind.WAIT)
+    due = _due(turn, waiting) if waiting is not None else await _register(turn, wait_key, Kind.WAIT, wait_name, timeout)
     heard: asyncio.Future[Checkpoint] = turn.loop.create_future()
     turn.events[key] = heard
     # Only a history as young as what the turn has heard since tells of every event that came before.
@@ -91,7 +92,7 @@ def _due(turn: Turn, stored: Checkpoint) -> float:
     return math.inf if stored.due_in is None else turn.history.loaded_at + stored.due_in
 
 
-async def pause(turn: Turn, due: float, heard: asyncio.Future[Checkpoint] | None = None) -> None:
+async def pause(turn: Turn, due: float, heard: asyncio.Future[Any] | None = None) -> None:
     """Wait until a moment of the loop's clock, or until something is heard.
 
     A wait that is known to be longer than the grace gives the slot back at once, others after the grace, if the whole

@@ -40,6 +40,7 @@ async def connect(
     timeout: float = CONNECT_TIMEOUT,
     command_timeout: float | None = None,
     statement_cache: bool = True,
+    kind: type[asyncpg.Connection] = asyncpg.Connection,
 ) -> asyncpg.Connection:
     """Connect to a primary server that can serve zart; of several hosts, to the first that is one.
 
@@ -49,6 +50,7 @@ async def connect(
         timeout: seconds to connect and to be checked.
         command_timeout: seconds each statement may take, None for no limit.
         statement_cache: keep statements prepared; switch it off behind a pooler that cannot.
+        kind: class of the connection.
 
     Raises:
         DatabaseUnreachable: no usable connection can be made; one line says why and what to do.
@@ -64,6 +66,7 @@ async def connect(
                 statement_cache_size=_STATEMENT_CACHE if statement_cache else 0,
                 max_cached_statement_lifetime=0,
                 server_settings={"application_name": application_name},
+                connection_class=kind,
                 target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
             )
             await _check_server(connection, place)

@@ -100,7 +100,7 @@ def _new_worker(options: RunnerOptions, registry: TaskRegistry, place: Place) ->
     return WorkerLoop(
         dsn=options.dsn,
         schema=options.schema,
-        registry=registry.durables,
+        registry=registry.served,
         config=options.config,
         place=place,
         worker_id=place.worker_id,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zart.model import AttemptRecord, EventAnswer, Kind, Outcome, StepRecord, StoredStatus
+from zart.names import FAILURE_PREFIX
 from zart.postgres.connection import Connection
 from zart.store.statements import statement
 
@@ -43,12 +44,14 @@ def records_of(rows: Sequence[Any]) -> list[StepRecord]:
     for row in rows:
         if row["kind"] is None and row["step_key"] is not None:
             failed[row["step_key"]].append(row)
-    waited = {row["name"]: row for row in rows if row["kind"] == Kind.WAIT}
+    # A failure handler waits in its own name, for the same events. It waits after the body.
+    waited = {row["name"].removeprefix(FAILURE_PREFIX): row for row in rows if row["kind"] == Kind.WAIT}
     came = {row["name"] for row in rows if row["kind"] == Kind.EVENT}
     steps = [
         _step(row, failed.pop(row["step_key"], []), waited.get(row["name"]) if row["kind"] == Kind.EVENT else None)
         for row in rows
-        if row["kind"] is not None and not (row["kind"] == Kind.WAIT and row["name"] in came)
+        if row["kind"] is not None
+        and not (row["kind"] == Kind.WAIT and row["name"].removeprefix(FAILURE_PREFIX) in came)
     ]
     return steps + [_retrying(tries) for tries in failed.values()]
 

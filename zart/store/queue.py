@@ -17,7 +17,7 @@ async def load_claims(connection: Connection, schema: str, bucket: int, ids: Seq
     """The records of claimed executions.
 
     Columns: id, execution_id, task_name, input (JSON text), attempt, max_retries, priority, deadline_in (seconds from
-    now, None without deadline), step_name, parent.
+    now, None without deadline), step_name, parent, lane.
     """
     return await connection.fetch(statement("load_claims", schema), bucket, ids)
 
@@ -111,10 +111,10 @@ async def find_lanes(
 
 async def lanes_served(
     connection: Connection, schema: str, task_names: Sequence[str], queues: Sequence[str] | None
-) -> list[int]:
-    """Lanes of these tasks in these queues (None: all queues), in order of number."""
+) -> dict[int, str]:
+    """Lanes of these tasks in these queues (None: all queues), in order of number; each with its queue."""
     rows = await connection.fetch(statement("lanes_served", schema), task_names, queues)
-    return [row[0] for row in rows]
+    return {row[0]: row[1] for row in rows}
 
 
 async def ready_lanes(

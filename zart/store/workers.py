@@ -126,8 +126,8 @@ async def hint(
     connection: Connection, schema: str, bucket: int, queue: str | None = None, task_name: str | None = None
 ) -> bool:
     """After a commit that made work: tell idle workers that serve it (None: any). True if there was one to tell."""
-    rows = await connection.fetch(statement("hint", schema), bucket, channel(schema), queue, task_name)
-    return bool(rows)
+    told: bool = await connection.fetchval(statement("hint", schema), bucket, queue, task_name)
+    return told
 
 
 async def expired_workers(connection: Connection, schema: str, buckets: Sequence[int]) -> list[ExpiredWorker]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from zart.testing.everywhere import CrashMattered, crash_everywhere
-from zart.testing.run import CrashNotReached, Run, RunStuck
+from zart.testing.run import CrashNotReached, Run
+from zart.testing.world import RunStuck
 
 __all__ = ["CrashMattered", "CrashNotReached", "Run", "RunStuck", "crash_everywhere"]

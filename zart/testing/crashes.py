@@ -21,8 +21,9 @@ class Write:
 
     Attributes:
         number: counts the run's writes, lost ones included, from 1.
-        what: a journal row's kind, or how the turn ends.
-        name: of the operation; "" for a turn's end.
+        what: a journal row's kind, how a turn ends, or HOLD for the making of children.
+        name: of the operation, or of the child whose turn ends, the names of the executions that it belongs to before
+            it: "order/pay"; of children that are made, all their names.
         attempt: number of the failed try, for those.
     """
 
@@ -32,22 +33,25 @@ class Write:
     attempt: int | None = None
 
     def __str__(self) -> str:
+        if self.what is Verb.HOLD:
+            return f"the making of {self.name}"
         if isinstance(self.what, Verb):
-            return _ENDS[self.what]
+            return f"{_ENDS[self.what]} of {self.name!r}" if self.name else _ENDS[self.what]
         if self.what is Kind.ATTEMPT:
             return f"failed try {self.attempt} of step {self.name!r}"
         return f"{_ROWS.get(self.what, self.what.name.lower())} {self.name!r}"
 
 
 _ENDS = {
-    Verb.HOLD: "nothing",
     Verb.FINISH: "the end",
     Verb.PARK: "parking",
     Verb.PUT_OFF: "putting it off",
     Verb.RETRY: "the retry of the execution",
+    Verb.HANDLE: "the failure",
 }
 _ROWS = {
     Kind.STEP: "the result of step",
+    Kind.CHILD: "the outcome of",
     Kind.CAPTURE: "captured value",
     Kind.WAIT: "the wait for event",
     Kind.EVENT: "the timeout of event",
@@ -89,3 +93,10 @@ class CrashPlan:
                 self.points.remove(point)
                 return point.moment
         return None
+
+    def missed(self) -> str:
+        """Which points were asked for by name and never reached, in words; empty: none."""
+        left = ", ".join(str(point) for point in self.points if point.name)
+        names = (write.name for write in self.writes if not isinstance(write.what, Verb))
+        stored = ", ".join(dict.fromkeys(names)) or "nothing"
+        return f"the run ended without {left}: it stored {stored}" if left else ""

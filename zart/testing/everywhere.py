@@ -49,8 +49,9 @@ async def crash_everywhere(
 ) -> Any:
     """Run a workflow without a crash, then once for each point where its worker can die, before and after each write.
 
-    The writes are results and failures of steps, failed tries, captured values, timers, waits, timeouts, and the end
-    of each turn. The result, or the failure, must be the same, and no step may begin whose result was kept.
+    The writes are results and failures of steps, failed tries, captured values, timers, waits, timeouts, the making of
+    children and their outcomes, and the end of each turn. The result, or the failure, must be the same, and no step or
+    child may begin whose result was kept.
 
     Args:
         durable, data: as for `Run`.
@@ -109,8 +110,9 @@ async def _end_of(run: Run[Any], key: Callable[[Any], object] | None) -> str:
         return f"{type(stuck).__name__}: {stuck}"
     if key is not None:
         return f"a result with the key {key(result)!r}"
-    assert run._ending is not None  # pyright: ignore[reportPrivateUsage]
-    return f"the result {run._ending.output}"  # pyright: ignore[reportPrivateUsage]
+    ending = run._execution.ending  # pyright: ignore[reportPrivateUsage]
+    assert ending is not None
+    return f"the result {ending.output}"
 
 
 def _failure(failure: ExecutionFailed, status: ExecutionStatus) -> str:

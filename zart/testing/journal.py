@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from zart.codec import step_key
+from zart.engine.handler import FAILURE_KEY
 from zart.engine.replay import Checkpoint, History, histories_of
 from zart.model import EventAnswer, KeySpace, Kind, Outcome, StepRecord
+from zart.names import FAILURE_PREFIX
 from zart.store.journal import records_of
 
 
@@ -56,11 +58,12 @@ class Journal:
 
     Attributes:
         wakes: how many events came.
+        done: of how many children the outcome is kept.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.wakes = 0
+        self.wakes = self.done = 0
         self._rows: dict[int, Row] = {}
         self._tries: list[Row] = []
 
@@ -88,6 +91,7 @@ class Journal:
         for row in list(self._rows.values()):
             if row.kind in (Kind.STEP, Kind.CHILD) and row.status != Outcome.COMPLETED:
                 del self._rows[row.key]
+                self.done -= row.kind == Kind.CHILD
                 last = max((each.attempts for each in self._tries if each.key == row.key), default=0)
                 self._tries.append(
                     replace(row, kind=Kind.ATTEMPT, attempts=max(row.attempts, last + 1), result=None, due=None)
@@ -95,9 +99,10 @@ class Journal:
 
     # -- reading
 
-    def history(self, epoch: int, loaded_at: float) -> History:
-        """What a worker loads for its turn."""
-        rows = [_loaded("counters", epoch=epoch, wakes=self.wakes, done=0, began_ago=self.clock.now)]
+    def history(self, epoch: int, loaded_at: float, unfinished: Iterable[int] = ()) -> History:
+        """What a worker loads for its turn. `unfinished`: keys of the children that have not ended."""
+        rows = [_loaded("counters", epoch=epoch, wakes=self.wakes, done=self.done, began_ago=self.clock.now)]
+        rows += [_loaded("child", step_key=key) for key in unfinished]
         for what, kept in (("checkpoint", self._rows.values()), ("attempt", self._tries)):
             rows += [self._loaded(what, row) for row in kept]
         return histories_of(rows, loaded_at)[_ID]
@@ -115,8 +120,11 @@ class Journal:
 
     def awaited_events(self) -> list[str]:
         """Names of the events that were waited for and have neither come nor timed out."""
-        waits = [row.name for row in self._rows.values() if row.kind == Kind.WAIT]
-        return [name for name in waits if not self.has(step_key(KeySpace.EVENT, name))]
+        # Once it runs, only the failure handler waits, in its own name.
+        prefix = FAILURE_PREFIX if self.has(FAILURE_KEY) else ""
+        waits = [row.name for row in self._rows.values() if row.kind == Kind.WAIT and row.name.startswith(prefix)]
+        names = [name.removeprefix(prefix) for name in waits]
+        return [name for name in names if not self.has(step_key(KeySpace.EVENT, name))]
 
     def records(self) -> list[StepRecord]:
         """The history as a scheduler gives it, in the order of writing."""

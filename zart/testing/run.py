@@ -1,38 +1,29 @@
-"""`Run`: one execution of a durable function without a database, on a clock of its own."""
+"""`Run`: one execution of a durable function, and its children, without a database, on a clock of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
-from zart.engine.batch import VerbRow
 from zart.engine.tasks import follow_tasks, leave_tasks
 from zart.errors import InvalidArgument, ZartError, shown
-from zart.model import EventAnswer, ExecutionStatus, StepRecord, StoredStatus, Verb
+from zart.model import EventAnswer, ExecutionStatus, StepRecord, StoredStatus
 from zart.names import checked_name
+from zart.registry import TaskRegistry
 from zart.terms import checked_own_id, encoded_plain, spec_of, terms_of
-from zart.testing.crashes import CrashPlan, Moment, Point
-from zart.testing.journal import Clock, Journal
-from zart.testing.turns import Pass, Starts
-from zart.waiting import Ending
+from zart.testing.agenda import Action, Agenda
+from zart.testing.crashes import Moment, Point
+from zart.testing.execution import Execution
+from zart.testing.journal import Clock
+from zart.testing.world import RunStuck, World
 
 D = TypeVar("D")
 R = TypeVar("R")
-
-MAX_PASSES = 10_000
-# A parked turn says when it wants to go on as of its end, a moment after the time that it means: it is looked up.
-_LATE = 0.001
-
-
-class RunStuck(ZartError):
-    """The run waits for what nobody will bring, or comes to no end."""
 
 
 class CrashNotReached(ZartError):
@@ -44,12 +35,16 @@ class Run(Generic[R]):
 
     Its clock stands still while code runs and jumps over waits, so that a sleep of 30 days takes no time. Each wait
     parks the body, and it is replayed from the journal, as in a worker. Nothing starts before `result` or `advance`.
+    Scheduled steps and child executions are run too, each with a journal of its own, on the same clock, one after the
+    other in the order they were made.
 
     Args:
         durable: the durable function.
         data: its input.
         execution_id: what `context()` tells of it.
         start: what its clock shows at first, with a timezone; by default the present time.
+        registry: what can be scheduled and called as a child, as in a worker that serves it; by default everything.
+        seed: what is due at one moment runs in a random order instead, the same for the same seed.
 
     Raises:
         InvalidArgument: an argument cannot be used.
@@ -71,10 +66,19 @@ class Run(Generic[R]):
         *,
         execution_id: str = ...,
         start: datetime | None = ...,
+        registry: TaskRegistry | None = ...,
+        seed: int | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self, durable: DurableExecution[D, R], data: D, *, execution_id: str = ..., start: datetime | None = ...
+        self,
+        durable: DurableExecution[D, R],
+        data: D,
+        *,
+        execution_id: str = ...,
+        start: datetime | None = ...,
+        registry: TaskRegistry | None = ...,
+        seed: int | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -83,57 +87,59 @@ class Run(Generic[R]):
         *,
         execution_id: str = "test",
         start: datetime | None = None,
+        registry: TaskRegistry | None = None,
+        seed: int | None = None,
     ) -> None:
-        spec = spec_of(durable)
-        self._spec, self._execution_id = spec, checked_own_id(execution_id)
-        self._input = terms_of(spec, queue=None, priority=None, delay=None).encode(self._execution_id, data)
+        spec, execution_id = spec_of(durable), checked_own_id(execution_id)
+        text = terms_of(spec, queue=None, priority=None, delay=None).encode(execution_id, data)
         self._clock = Clock() if start is None else Clock(_checked_start(start))
-        self._journal = Journal(self._clock)
-        self._plan, self._starts = CrashPlan(), Starts()
-        self._deadline = math.inf if spec.timeout is None else spec.timeout
-        self._run_at = 0.0
-        self._to_come: list[tuple[float, int, Callable[[], object]]] = []
-        self._order = itertools.count()
-        self._attempt = self._passes = self._crashes = 0
-        self._pass: Pass | None = None
-        self._ending: Ending | None = None
+        self._agenda = Agenda(self._clock, seed)
+        self._world = World(self._agenda, None if registry is None else registry.served)
+        self._plan, self._starts = self._world.plan, self._world.starts
+        self._execution = Execution(self._world, spec, execution_id, text, timeout=spec.timeout)
         self._driving = asyncio.Lock()
 
     # -- what happens to it
 
     @overload
-    def offer_event(self, name: str, payload: Any = None) -> EventAnswer: ...
+    def offer_event(self, name: str, payload: Any = None, *, child: str = ...) -> EventAnswer: ...
     @overload
-    def offer_event(self, name: str, payload: Any = None, *, after: Duration) -> None: ...
-    def offer_event(self, name: str, payload: Any = None, *, after: Duration | None = None) -> EventAnswer | None:
+    def offer_event(self, name: str, payload: Any = None, *, after: Duration, child: str = ...) -> None: ...
+    def offer_event(
+        self, name: str, payload: Any = None, *, after: Duration | None = None, child: str = ""
+    ) -> EventAnswer | None:
         """Offer an event, as a scheduler does: now, or when the run's clock has gone on by `after`.
+
+        Args:
+            child: name of the child execution that it is for, "order/payment" for a child's child.
 
         Returns:
             What became of it; None when it is yet to come.
 
         Raises:
-            InvalidArgument: name or duration cannot be used.
+            InvalidArgument: name or duration cannot be used, or there is no such child at that time.
             SerializationError: the payload cannot be kept.
         """
         checked_name(name, "the event")
-        text = encoded_plain(payload, f"payload of event {name!r} of execution {self._execution_id!r}")
+        text = encoded_plain(payload, f"payload of event {name!r} of execution {self._execution.id!r}")
         if after is None:
-            return self._offer(name, text)
-        self._plan_for(after, lambda: self._offer(name, text))
+            return self._execution.child_at(child).offer(name, text)
+        self._plan_for(after, lambda: self._execution.child_at(child).offer(name, text))
         return None
 
     def cancel(self, *, after: Duration | None = None) -> None:
-        """Cancel the execution: now, or when the run's clock has gone on by `after`."""
+        """Cancel the execution, its children with it: now, or when the run's clock has gone on by `after`."""
         if after is None:
-            self._cancel()
+            self._execution.cancel()
         else:
-            self._plan_for(after, self._cancel)
+            self._plan_for(after, self._execution.cancel)
 
     def crash_before(self, name: str, *, attempt: int | None = None) -> None:
         """The worker dies, once, right before the result of this name is stored: what the step did, it has done.
 
         Args:
-            name: of a step, captured value, sleep or event; of the latter two, that the wait begins is stored.
+            name: of a step, scheduled ones too, of a child execution, captured value, sleep or event; of the latter
+                two, that the wait begins is stored. Of what is in a child execution, "order/pay".
             attempt: of a step that is retried, right before its failed try of this number (from 1) is stored instead.
         """
         self._plan.points.append(Point(Moment.BEFORE, checked_name(name, "the crash"), attempt))
@@ -156,10 +162,11 @@ class Run(Generic[R]):
             CrashNotReached: it ended, but a crash that was asked for never happened.
         """
         await self._drive(math.inf)
-        assert self._ending is not None
-        missed = self._missed_crashes()
+        ending = self._execution.ending
+        assert ending is not None
+        missed = self._plan.missed()
         try:
-            result: R = self._ending.output_by(self._spec.output_codec)
+            result: R = ending.output_by(self._execution.spec.output_codec)
         except ZartError as failure:
             if missed:
                 failure.add_note(missed)
@@ -183,11 +190,12 @@ class Run(Generic[R]):
     @property
     def status(self) -> ExecutionStatus:
         """What the execution is doing, or how it ended."""
-        if self._ending is not None:
-            return ExecutionStatus(StoredStatus(self._ending.status).name.lower())
-        if self._pass is not None:
+        execution = self._execution
+        if execution.ending is not None:
+            return ExecutionStatus(StoredStatus(execution.ending.status).name.lower())
+        if execution.current is not None:
             return ExecutionStatus.RUNNING
-        return ExecutionStatus.WAITING if self._passes else ExecutionStatus.PENDING
+        return ExecutionStatus.WAITING if execution.passes else ExecutionStatus.PENDING
 
     @property
     def now(self) -> datetime:
@@ -202,22 +210,22 @@ class Run(Generic[R]):
     @property
     def history(self) -> list[StepRecord]:
         """The journal as `scheduler.history` gives it, in the order of writing."""
-        return self._journal.records()
+        return self._execution.journal.records()
 
     @property
     def starts(self) -> Mapping[str, int]:
-        """How often each step was begun, tries after failures and crashes included."""
+        """How often each step was begun, tries after failures and crashes included. In a child: "order/pay"."""
         return dict(self._starts.count)
 
     @property
     def crashes(self) -> int:
-        """How often its worker died."""
-        return self._crashes
+        """How often a worker died, those of its children included."""
+        return self._world.crashes
 
     @property
     def passes(self) -> int:
         """How often the body was begun: once, and again after each wait, crash and retry."""
-        return self._passes
+        return self._execution.passes
 
     # -- inside
 
@@ -226,91 +234,20 @@ class Run(Generic[R]):
         async with self._driving:
             follow_tasks(loop)
             try:
-                while self._ending is None and self._move_clock(until):
-                    if self._to_come and self._to_come[0][0] <= self._clock.now:
-                        heapq.heappop(self._to_come)[2]()
-                    else:
-                        await self._begin_pass()
+                while self._execution.ending is None and (action := self._next(until)) is not None:
+                    doing = action()
+                    if isinstance(doing, Coroutine):
+                        await doing
             finally:
                 leave_tasks(loop)
 
-    def _move_clock(self, until: float) -> bool:
-        """Go on to what comes next; False when that is after `until`."""
-        at = min(self._run_at, self._to_come[0][0] if self._to_come else math.inf)
-        if until == at == math.inf:
-            raise RunStuck(self._why_stuck())
-        if self._passes >= MAX_PASSES:
-            raise RunStuck(f"execution {self._execution_id!r} has not ended after {MAX_PASSES:,} passes of its body")
-        self._clock.now = max(self._clock.now, min(at, until))
-        return at <= until
+    def _next(self, until: float) -> Action | None:
+        if until == self._agenda.next_at() == math.inf:
+            raise RunStuck(self._execution.why_stuck())
+        return self._agenda.take(until)
 
-    async def _begin_pass(self) -> None:
-        self._passes += 1
-        self._pass = current = Pass(self._journal, self._plan, self._starts, self._passes)
-        deadline_in = None if self._deadline == math.inf else self._deadline - self._clock.now
-        data = self._spec.input_codec.decode(self._input) if self._spec.takes_data else None
-        try:
-            await current.run(self._spec, self._execution_id, data, self._attempt, deadline_in)
-        finally:
-            self._pass = None
-            self._crashes += current.crashed
-            if current.ending is not None and self._ending is None:
-                self._take(current.ending)
-
-    def _take(self, row: VerbRow) -> None:
-        """What the tick does with the queue row."""
-        due = self._clock.now + (row.due or 0.0)
-        if row.verb == Verb.FINISH:
-            self._end(StoredStatus(row.status), row.output, row.error)
-        elif row.verb == Verb.PARK:
-            self._run_at = self._clock.now if row.seen != self._journal.wakes else self._due_at(due)
-        else:
-            self._run_at = due
-        if row.verb == Verb.RETRY:
-            self._attempt += 1
-            self._journal.begin_retry()
-
-    def _due_at(self, about: float) -> float:
-        """The stored moment that a parked turn waits for."""
-        known = (*self._journal.dues(), self._deadline)
-        return min((due for due in known if due > self._clock.now and due >= about - _LATE), default=about)
-
-    def _end(self, status: StoredStatus, output: bytes | None = None, error: bytes | None = None) -> None:
-        texts = (None if text is None else text.decode() for text in (output, error))
-        self._ending = Ending(self._execution_id, self._spec.task_name, status, *texts)
-
-    def _offer(self, name: str, text: str) -> EventAnswer:
-        if self._ending is not None:
-            return EventAnswer.FINISHED
-        answer = self._journal.offer(name, text)
-        if answer is EventAnswer.ACCEPTED:
-            self._run_at = min(self._run_at, self._clock.now)
-            if self._pass is not None:
-                self._pass.hear_soon()
-        return answer
-
-    def _cancel(self) -> None:
-        if self._ending is None:
-            self._end(StoredStatus.CANCELLED)
-            if self._pass is not None:
-                self._pass.drop()
-
-    def _plan_for(self, after: Duration, action: Callable[[], object]) -> None:
-        at = self._clock.now + seconds_of(after, "after")
-        heapq.heappush(self._to_come, (at, next(self._order), action))
-
-    def _why_stuck(self) -> str:
-        names = self._journal.awaited_events()
-        which = " and ".join(map(repr, names))
-        return (
-            f"execution {self._execution_id!r} waits for the event {which}, and nobody will offer it;"
-            f" say run.offer_event({names[0]!r}, ...) before, with after=... for later, or give the wait a timeout"
-        )
-
-    def _missed_crashes(self) -> str:
-        left = ", ".join(str(point) for point in self._plan.points if point.name)
-        stored = ", ".join(dict.fromkeys(write.name for write in self._plan.writes if write.name)) or "nothing"
-        return f"the run ended without {left}: it stored {stored}" if left else ""
+    def _plan_for(self, after: Duration, action: Action) -> None:
+        self._agenda.add(self._clock.now + seconds_of(after, "after"), action)
 
 
 def _checked_start(start: object) -> datetime:

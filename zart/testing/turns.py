@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zart.codec import step_key
 from zart.config import DEFAULT_MAX_RESULT_BYTES
 from zart.engine.batch import VerbRow
+from zart.engine.children import Child
 from zart.engine.replay import Checkpoint, History
-from zart.engine.spec import DurableSpec, StepInvocation, StepSpec
+from zart.engine.spec import DurableSpec
 from zart.engine.turn import ABANDON_AFTER, Turn
 from zart.metrics import Place
-from zart.model import KeySpace, Kind, Verb
-from zart.testing.crashes import CrashPlan, Moment
-from zart.testing.journal import Journal, Row
+from zart.model import Kind, Verb
+from zart.testing.crashes import Moment
+from zart.testing.journal import Row
+from zart.testing.watched import WatchedTurn
+
+if TYPE_CHECKING:
+    from zart.testing.execution import Execution
 
 # How often a body that does something besides waiting is asked whether it still does.
 BEAT = 0.005
-
-
-@dataclass(slots=True)
-class Starts:
-    """How often each step was begun, and the names of those that were though their result was kept."""
-
-    count: Counter[str] = field(default_factory=Counter[str])
-    again: list[str] = field(default_factory=list[str])
+# Of children that are made together, in what is told of a crash.
+_MOST_NAMES = 3
 
 
 class Pass:
@@ -42,25 +38,32 @@ class Pass:
 
     grace = 0.0
     max_result_bytes = DEFAULT_MAX_RESULT_BYTES
+    transactions = None
 
-    def __init__(self, journal: Journal, plan: CrashPlan, starts: Starts, epoch: int) -> None:
+    def __init__(self, execution: Execution, epoch: int) -> None:
         self.place = Place.private()
         self.attribution = self.place.attribution()
         self.crashed = self._dropped = False
         self.ending: VerbRow | None = None
-        self._journal, self._plan, self._starts = journal, plan, starts
+        self._execution, self._world, self._journal = execution, execution.world, execution.journal
         self._waiting: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
-        self.turn = _WatchedTurn(self, epoch, journal.wakes)
+        self.turn = WatchedTurn(self, execution.number, execution.run, epoch, self._journal.wakes)
         self.turn.history = self._history(epoch)
 
-    async def run(
-        self, spec: DurableSpec, execution_id: str, data: Any, attempt: int, deadline_in: float | None
-    ) -> None:
+    async def run(self) -> None:
         """Run the body until the turn has ended, or the worker has died."""
-        turn = self.turn
+        turn, execution = self.turn, self._execution
         try:
-            turn.begin(spec, execution_id, data, attempt, deadline_in, self._loop)
+            turn.begin(
+                execution.spec,
+                execution.id,
+                execution.data(),
+                execution.attempt,
+                execution.deadline_in(),
+                self._loop,
+                parent=execution.told_parent(),
+            )
             give_up = None
             while turn.main is not None and not turn.main.done():
                 now = self._loop.time()
@@ -77,7 +80,9 @@ class Pass:
 
     def _history(self, epoch: int) -> History | None:
         """What the turn is to know; None, as in a worker, when there can be nothing yet."""
-        return self._journal.history(epoch, self._loop.time()) if epoch > 1 or self._journal.wakes else None
+        if epoch == 1 and not self._journal.wakes:
+            return None
+        return self._journal.history(epoch, self._loop.time(), self._execution.unfinished())
 
     def drop(self) -> None:
         """The claim is gone: nothing of this turn is stored any more."""
@@ -96,9 +101,15 @@ class Pass:
 
     def note_start(self, name: str) -> None:
         """A try of a step begins."""
-        self._starts.count[name] += 1
-        if self._journal.has(step_key(KeySpace.STEP, name)):
-            self._starts.again.append(name)
+        name = self._execution.name_of_step(self.turn.prefix + name)
+        starts, path = self._world.starts, self._execution.prefix + name
+        starts.count[path] += 1
+        if self._execution.has_kept(name):
+            starts.again.append(path)
+
+    def served(self, task_name: str) -> DurableSpec | None:
+        """What is registered under this name, if there is a registry."""
+        return None if self._world.served is None else self._world.served.get(task_name)
 
     # -- Host
 
@@ -110,6 +121,24 @@ class Pass:
         """Host.database_time."""
         clock = self._journal.clock
         return clock.at(clock.now)
+
+    def serves(self, task_name: str) -> bool:
+        """Host.serves."""
+        return self._world.served is None or task_name in self._world.served
+
+    def make_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
+        """Host.make_children."""
+        made: asyncio.Future[Any] = self._loop.create_future()
+
+        def keep() -> None:
+            for child, data in children:
+                self._execution.make(child, self.turn.works[child.key], data)
+            self._loop.call_soon(self._tell, made, None)
+
+        names = [repr(self._execution.prefix + child.spec.name) for child, _ in children]
+        more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+        self._add(keep, Verb.HOLD, " and ".join(names[:_MOST_NAMES] + more))
+        return made
 
     def look_for_events(self) -> None:
         """Host.look_for_events."""
@@ -151,7 +180,8 @@ class Pass:
             found = self._journal.keep(row)
             self._loop.call_soon(self._tell, stored, found)
 
-        self._add(keep, Kind(kind), name, attempts if kind == Kind.ATTEMPT else None)
+        path = self._execution.prefix + name
+        self._add(keep, Kind(kind), path, attempts if kind == Kind.ATTEMPT else None)
         return stored
 
     def end(
@@ -171,11 +201,12 @@ class Pass:
         def keep() -> None:
             self.ending = VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due, status, output, error)
 
-        self._add(keep, verb)
+        path = self._execution.path
+        self._add(keep, Kind.CHILD if path and verb == Verb.FINISH else verb, path)
 
-    def _add(self, keep: Callable[[], None], what: Kind | Verb, name: str = "", attempt: int | None = None) -> None:
+    def _add(self, keep: Callable[[], None], what: Kind | Verb, name: str, attempt: int | None = None) -> None:
         def write() -> None:
-            moment = self._plan.note(what, name, attempt)
+            moment = self._world.plan.note(what, name, attempt)
             if moment is not Moment.BEFORE:
                 keep()
             if moment is not None:
@@ -193,36 +224,6 @@ class Pass:
                 break
             write()
 
-    def _tell(self, stored: asyncio.Future[Checkpoint | None], found: Checkpoint | None) -> None:
+    def _tell(self, stored: asyncio.Future[Any], found: Checkpoint | None) -> None:
         if not self._dropped and not stored.done():
             stored.set_result(found)
-
-
-class _WatchedTurn(Turn):
-    """Tells of every start of a step."""
-
-    __slots__ = ("_pass",)
-
-    def __init__(self, host: Pass, epoch: int, seen: int) -> None:
-        super().__init__(host, 1, 1, epoch, 0, seen)
-        self._pass = host
-
-    async def run_step(self, call: StepInvocation) -> Any:
-        return await super().run_step(_WatchedCall(call, self._pass))
-
-
-@dataclass(frozen=True, slots=True)
-class _WatchedCall:
-    call: StepInvocation
-    host: Pass
-
-    @property
-    def spec(self) -> StepSpec:
-        return self.call.spec
-
-    def resolved_name(self) -> str:
-        return self.call.resolved_name()
-
-    def invoke(self) -> Awaitable[Any]:
-        self.host.note_start(self.resolved_name())
-        return self.call.invoke()

@@ -116,13 +116,13 @@ create table :schema.zart_workers(
   primary key (id, bucket)
 ) with (fillfactor = 10);
 
--- One number per pair of queue and task.
+-- A number for each pair of queue and task; several for one that transactions have begun at the same time.
 create table :schema.zart_lanes(
   lane int generated always as identity primary key,
   queue text not null,
-  task_name text not null,
-  unique (queue, task_name)
+  task_name text not null
 );
+create index zart_lanes_pair on :schema.zart_lanes(queue, task_name, lane);
 
 -- Executions as the API shows them. held and waiting tell running, waiting and pending apart while status is 0.
 create view :schema.zart_records as
@@ -137,6 +137,7 @@ left join :schema.zart_executions p on p.bucket = e.bucket and p.id = e.parent
 left join :schema.zart_lanes l on l.lane = e.lane;
 
 :include zart_tick_1
+:include zart_trx_1
 :include zart_reregister_1
 :include zart_take_over_worker_1
 :include zart_evict_backend_1
@@ -151,3 +152,13 @@ left join :schema.zart_lanes l on l.lane = e.lane;
 :include zart_look_1
 :include zart_ready_lanes_1
 :include zart_waited_for_1
+:include zart_xxh64_1
+:include zart_bucket_1
+:include zart_lane_1
+:include zart_add_lanes_1
+:include zart_hint_1
+:include zart_check_text_1
+:include zart_seconds_1
+:include zart_json_1
+:include sql_start_execution
+:include sql_offer_event

@@ -1,9 +1,10 @@
 -- zart_load_journal_1: journals, failed tries and counters of runs, all of one snapshot: a counter is never newer than
 --   its rows.
 -- Parameters: p_bucket, p_ids and p_runs (pairs), p_worker who holds them.
--- Rows: what = counters (epoch, wakes, done; none if the claim is gone), checkpoint, attempt (attempts = its number).
+-- Rows: what = counters (epoch, wakes, done; none if the claim is gone), checkpoint, attempt (attempts = its number),
+--   child (step_key of one that has not ended).
 --   due_in in seconds from now; began_ago: seconds since the run's first claim (counters) or since a failed try began.
--- Locks: none. Index: primary keys.
+-- Locks: none. Index: primary keys, zart_executions_child.
 create function :schema.zart_load_journal_1(p_bucket smallint, p_ids bigint[], p_runs int[], p_worker bigint)
 returns table(
   id bigint, what text, step_key bigint, kind smallint, status smallint, attempts smallint, name text, result text,
@@ -29,5 +30,9 @@ begin
          extract(epoch from a.due - now())::float8, a.epoch, a.seconds,
          extract(epoch from now() - a.created_at)::float8 + coalesce(a.seconds, 0), null, null
   from unnest(p_ids, p_runs) u(id, run), :schema.zart_attempts a
-  where a.bucket = p_bucket and a.id = u.id and a.run = u.run;
+  where a.bucket = p_bucket and a.id = u.id and a.run = u.run
+  union all
+  select e.parent, 'child', e.parent_key, null, null, null, null, null, null, null, null, null, null, null, null
+  from unnest(p_ids, p_runs) u(id, run), :schema.zart_executions e
+  where e.bucket = p_bucket and e.parent = u.id and e.parent_run = u.run and e.status = 0;
 end $$;

@@ -2,8 +2,10 @@
 --   order.
 -- Parameters: p_bucket, p_worker; columns of checkpoints c_*, of verbs t_*, of children k_*; p_lanes to claim from,
 --   rotated by the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
---   park, 3 put off, 4 retry.
--- Rows: fence (none: taken over, nothing was written), checkpointed, applied, later, wake, claim.
+--   park, 3 put off, 4 retry, 5 handle (it has failed: keep that, and free it for its failure handler).
+-- Rows: fence (none: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
+--   parents and failed executions that may go on), wake (parents held by this worker of which a child has ended),
+--   claim.
 -- Locks: own worker row for key share; queue rows `skip locked`, never waited for. Each inner statement sees the one
 --   before it.
 -- Index: primary keys; zart_queue_due for claims.
@@ -129,7 +131,9 @@ begin
           bucket, execution_id, task_name, lane, priority, input, max_retries, deadline, parent, parent_run, parent_key,
           step_name, created_at, traceparent)
         select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, k.input,
-               k.max_retries, least(p.deadline, k.deadline), k.id, k.run, k.key, k.name, v_now, p.traceparent
+               k.max_retries,
+               case when starts_with(k.name, 'on_failure/') then k.deadline else least(p.deadline, k.deadline) end,
+               k.id, k.run, k.key, k.name, v_now, p.traceparent
         from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
                k(id, run, key, name, task, lane, priority, input, max_retries, deadline),
              lateral (select z.deadline, z.traceparent from :schema.zart_executions z
@@ -138,7 +142,7 @@ begin
         on conflict do nothing
         returning zart_executions.id, zart_executions.lane, zart_executions.priority)
       insert into :schema.zart_queue(bucket, id, lane, priority, run_at)
-      select p_bucket, kid.id, kid.lane, 2 * kid.priority + 1, v_now from kid;
+      select p_bucket, kid.id, kid.lane, 2 * kid.priority, v_now from kid;
       get diagnostics v_count = row_count;
       if v_count < cardinality(k_id) then
         -- A child that ended, and whose outcome a retry of its parent took out of the journal, runs again.
@@ -156,7 +160,7 @@ begin
                             where j.bucket = p_bucket and j.id = k.id and j.run = k.run and j.step_key = k.key)
           returning e.id, e.lane, e.priority, e.run, e.epoch)
         insert into :schema.zart_queue(bucket, id, lane, priority, run_at, run, epoch)
-        select p_bucket, again.id, again.lane, 2 * again.priority + 1, v_now, again.run, again.epoch from again;
+        select p_bucket, again.id, again.lane, 2 * again.priority, v_now, again.run, again.epoch from again;
       end if;
     end if;
 
@@ -166,6 +170,16 @@ begin
       select array_agg(convert_from(u.output, 'UTF8')::json order by u.o),
              array_agg(convert_from(u.error, 'UTF8')::json order by u.o)
         into m_json, m_error_json from unnest(m_output, m_error) with ordinality u(output, error, o);
+      if exists (select from unnest(m_verb, m_status) m(verb, status) where m.verb = 1 and m.status <> 1) then
+        -- Children of a failed execution end with it: word is left for whoever delivers signals.
+        insert into :schema.zart_signals(bucket, id, run, n)
+        select p_bucket, m.id, m.run, -1 from unnest(m_id, m_run, m_verb, m_status) m(id, run, verb, status)
+        where m.verb = 1 and m.status <> 1
+          and exists (select from :schema.zart_executions e
+                      where e.bucket = p_bucket and e.parent = m.id and e.parent_run = m.run and e.status = 0);
+        get diagnostics v_count = row_count;
+        if v_count > 0 then what := 'later'; extra := v_count; return next; end if;
+      end if;
       with ended as (
         update :schema.zart_executions e
         set status = m.status, epoch = m.epoch, output = m.output, error = m.error, crashes = m.crashes,
@@ -196,16 +210,40 @@ begin
               run_at = case when q.worker is null and q.waiting and q.done + f.n >= q.done_at
                             then least(q.run_at, v_now) else q.run_at end
           from free f where q.bucket = p_bucket and q.id = f.id
-          returning q.id, q.worker = p_worker and q.done >= q.done_at as ours)
-        select array_agg(w.id), array_agg(w.id) filter (where w.ours) into v_told, v_ours from woken w;
+          returning q.id, q.worker = p_worker as ours, q.worker is null and q.waiting and q.done >= q.done_at as risen)
+        select array_agg(w.id), array_agg(w.id) filter (where w.ours), count(*) filter (where w.risen)
+          into v_told, v_ours, v_more from woken w;
         insert into :schema.zart_signals(bucket, id, run, n)
         select p_bucket, t.id, t.run, t.n from unnest(p_id, p_run, p_n) t(id, run, n)
         where t.id <> all(coalesce(v_told, '{}'))
           and exists (select from :schema.zart_queue q where q.bucket = p_bucket and q.id = t.id and q.run = t.run);
         get diagnostics v_count = row_count;
         if v_count > 0 then what := 'later'; extra := v_count; return next; end if;
+        if v_more > 0 then what := 'risen'; extra := v_more; return next; end if;
         if v_ours is not null then what := 'wake'; extra := null; ids := v_ours; return next; ids := null; end if;
       end if;
+    end if;
+
+    if 5 = any(m_verb) then
+      -- The key is that of 'on_failure' in the key space of failures.
+      select array_agg(convert_from(u.error, 'UTF8')::json order by u.o) into m_error_json
+      from unnest(m_error) with ordinality u(error, o);
+      insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, name, error)
+      select p_bucket, m.id, m.run, 2414573162871402627, m.epoch, 8, 2, 'on_failure', m.error
+      from unnest(m_id, m_run, m_verb, m_epoch, m_error_json) m(id, run, verb, epoch, error) where m.verb = 5
+      on conflict do nothing;
+      update :schema.zart_executions e set error = m.error
+      from unnest(m_id, m_verb, m_error_json) m(id, verb, error)
+      where e.bucket = p_bucket and e.id = m.id and m.verb = 5;
+      insert into :schema.zart_signals(bucket, id, run, n)
+      select p_bucket, m.id, m.run, -2 from unnest(m_id, m_run, m_verb) m(id, run, verb)
+      where m.verb = 5
+        and exists (select from :schema.zart_executions e
+                    where e.bucket = p_bucket and e.parent = m.id and e.parent_run = m.run and e.status = 0);
+      get diagnostics v_count = row_count;
+      if v_count > 0 then what := 'later'; extra := v_count; return next; end if;
+      select count(*) into v_more from unnest(m_verb) m(verb) where m.verb = 5;
+      what := 'risen'; extra := v_more; return next;
     end if;
 
     if 4 = any(m_verb) then
@@ -231,7 +269,7 @@ begin
       where e.bucket = p_bucket and e.id = m.id and m.verb = 4;
     end if;
 
-    if m_verb && '{2,3,4}' then
+    if m_verb && '{2,3,4,5}' then
       select array_agg(coalesce(v_now + case when u.due between 0 and 4e9 then u.due
                                              when u.due < 0 or (u.due is null and u.verb <> 2) then 0 end
                                         * interval '1 s', 'infinity') order by u.o)
@@ -242,7 +280,7 @@ begin
           done_at = coalesce(m.done_at, 2147483647),
           run_at = case when m.verb = 2 and (q.wakes <> m.seen or q.done >= m.done_at) then v_now else m.due_at end
       from unnest(m_id, m_verb, m_seen, m_done_at, m_at) m(id, verb, seen, done_at, due_at)
-      where q.bucket = p_bucket and q.id = m.id and m.verb in (2, 3, 4);
+      where q.bucket = p_bucket and q.id = m.id and m.verb in (2, 3, 4, 5);
     end if;
   end if;
 
