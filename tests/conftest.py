@@ -6,8 +6,12 @@ import signal
 
 pytest_plugins = ["tests.support.database"]
 
-# A shell starts what runs in its background with these ignored, and a process that a test starts and interrupts would
-# inherit that.
-for number in (signal.SIGINT, signal.SIGQUIT):
+# A shell starts what runs in its background with some of these ignored, and a process that a test starts and signals
+# would inherit that.
+for number, action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, action)

@@ -384,7 +384,11 @@ async def test_a_body_ends_in_a_loop_whose_tasks_begin_at_once(database: Databas
 # -- memory
 
 
-async def test_turns_that_are_put_down_are_forgotten_at_once(database: Database) -> None:
+async def test_turns_that_are_put_down_are_forgotten_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zart.engine.turn.ABANDON_AFTER", 1_000.0)  # a timer that keeps them would do so for long
+
     @zart_durable("sleeps")
     async def sleeps() -> None:
         await zart.sleep("long", "1h")
@@ -402,7 +406,7 @@ async def test_turns_that_are_put_down_are_forgotten_at_once(database: Database)
             gc.collect()
             return sum(1 for thing in gc.get_objects() if type(thing) is Turn and thing.host in engine.loops)
 
-        await eventually(lambda: turns() == 0, within=2)
+        await eventually(lambda: turns() == 0)
 
 
 # -- late ticks
