@@ -363,8 +363,14 @@ async def test_a_cancel_that_races_the_end_has_one_winner(database: Database) ->
         RAN[f"body {number}"] += 1
         return number
 
+    asked = 0
+
     async def cancel_some_time(scheduler: PostgresScheduler, execution_id: str) -> bool:
-        await asyncio.sleep(chance.random() * 0.6)
+        """Cancel once so many have ended or were cancelled: from the start of the first to the end of most."""
+        nonlocal asked
+        moment = chance.random() * 0.8 * count
+        await eventually(lambda: sum(RAN.values()) + asked >= moment, every=0.002)
+        asked += 1
         return await scheduler.cancel(execution_id)
 
     async with (

@@ -208,13 +208,29 @@ async def test_a_worker_killed_during_a_delay_changes_neither_count_nor_due_time
 
 
 async def test_retries_are_used_up_over_several_workers(database: Database) -> None:
-    async with Engine(database, [relies_on_hopeless]) as engine:
-        await engine.start("a", relies_on_hopeless)
+    @zart_step("gated", retry="fixed(2, 100ms)")
+    async def gated() -> str:
+        await GATES[f"try {zart.context().current_attempt}"].wait()
+        raise ValueError(f"try {begin_try('gated')}")
+
+    @zart_durable("relies-on-gated")
+    async def relies_on_gated() -> list[Any]:
+        try:
+            return [await gated()]
+        except RetryExhausted as error:
+            return [error.attempts, error.last_error]
+
+    async with Engine(database, [relies_on_gated]) as engine:
+        await engine.start("a", relies_on_gated)
         for number in (1, 2):
-            await eventually(lambda number=number: _failed_tries(engine, "hopeless", number))  # type: ignore[misc]
+            GATES[f"try {number - 1}"].set()
+            await eventually(lambda number=number: _failed_tries(engine, "gated", number))  # type: ignore[misc]
+            zombies = [turn for loop in engine.loops for turn in loop.turns.values()]
             await crash(engine)
+            await eventually(lambda zombies=zombies: all(turn.ended for turn in zombies))  # type: ignore[misc]
+        GATES["try 2"].set()
         assert (await engine.ended("a")).output == [3, "ValueError: try 2"]
-        assert len(TRIES["hopeless"]) == 3
+        assert len(TRIES["gated"]) == 3
 
 
 async def test_a_try_that_a_crash_cut_off_is_not_counted(database: Database) -> None:
