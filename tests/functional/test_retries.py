@@ -71,6 +71,13 @@ async def _failed_tries(engine: Engine, name: str, count: int) -> bool:
     return step is not None and len(step.failed_attempts) >= count
 
 
+async def crash_for_good(engine: Engine) -> None:
+    """All workers die, and what they ran has stopped."""
+    zombies = [turn for loop in engine.loops for turn in loop.turns.values()]
+    await crash(engine)
+    await eventually(lambda: all(turn.ended for turn in zombies))
+
+
 # -- what is stored
 
 
@@ -225,9 +232,7 @@ async def test_retries_are_used_up_over_several_workers(database: Database) -> N
         for number in (1, 2):
             GATES[f"try {number - 1}"].set()
             await eventually(lambda number=number: _failed_tries(engine, "gated", number))  # type: ignore[misc]
-            zombies = [turn for loop in engine.loops for turn in loop.turns.values()]
-            await crash(engine)
-            await eventually(lambda zombies=zombies: all(turn.ended for turn in zombies))  # type: ignore[misc]
+            await crash_for_good(engine)
         GATES["try 2"].set()
         assert (await engine.ended("a")).output == [3, "ValueError: try 2"]
         assert len(TRIES["gated"]) == 3
