@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROCS ?= 2
 EXECUTIONS ?= 20000
+JOBS ?= 4
+ALONE := tests/chaos tests/race tests/integration/test_bench.py
 
 SOURCES := pyproject.toml setup.py $(wildcard zart/*.pyx)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input
@@ -13,8 +15,12 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/zart demo --procs $(PROCS) --executions $(EXECUTIONS)
 
+# Most tests wait most of the time, so several run at once. What takes a whole machine runs alone.
 test: $(VENV)/.test
-	@$(VENV)/bin/python -m pytest -q $(PYTEST)
+	@status=0; \
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) $(addprefix --ignore=,$(ALONE)) $(PYTEST) || status=$$?; \
+	$(VENV)/bin/python -m pytest -q $(ALONE) $(PYTEST) || status=$$?; \
+	exit $$status
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check

@@ -16,6 +16,7 @@ import pytest_asyncio
 from tests.support.database import Database
 from tests.support.endings import Child, Move, end_all, ready_worker
 from tests.support.eventually import eventually
+from tests.support.junk import shown
 from zart.codec import bucket_of, step_key
 from zart.durable import zart_durable
 from zart.errors import (
@@ -142,7 +143,7 @@ async def test_its_timeout_counts_from_the_end_of_the_delay(scheduler: PostgresS
         ("a", "task", object(), {}),
         ("a", "task", 1, {"conn": "postgresql://localhost"}),
     ],
-    ids=repr,
+    ids=shown,
 )
 async def test_what_cannot_be_used_is_refused_and_nothing_is_stored(
     scheduler: PostgresScheduler,
@@ -435,7 +436,7 @@ async def test_a_list_can_be_narrowed(scheduler: PostgresScheduler) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"status": "lost"}, {"created_after": datetime(2020, 1, 1)}, {"limit": 0}, {"after": "x"}, {"parent": ""}],
-    ids=repr,
+    ids=shown,
 )
 async def test_a_list_that_cannot_be_made_is_refused(scheduler: PostgresScheduler, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 import xxhash
 
+from tests.support.junk import shown
 from zart._fastpath import MAX_DEPTH, bucket_of, encode_plain, step_key
 from zart.errors import SerializationError
 
@@ -153,7 +154,7 @@ def test_json_values_are_encoded_as_they_are(value: Any, text: str) -> None:
         (object(), "type object"),
         (1j, "type complex"),
     ],
-    ids=lambda value: ascii(value)[:30],
+    ids=shown,
 )
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "inside"])
 def test_what_would_not_come_back_as_itself_is_refused(value: Any, fact: str, wrapped: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.junk import shown
 from zart.config import MAX_EXECUTION_ID_BYTES
 from zart.durable import zart_durable
 from zart.errors import InvalidArgument, SerializationError
@@ -105,7 +106,7 @@ def test_data_of_another_type_is_refused_with_the_execution_named() -> None:
         terms.encode("order-7", "tea")
 
 
-@pytest.mark.parametrize("data", [float("nan"), 2**70, "\ud800", "a\0", {1: 2}, object()], ids=repr)
+@pytest.mark.parametrize("data", [float("nan"), 2**70, "\ud800", "a\0", {1: 2}, object()], ids=shown)
 def test_data_that_would_not_come_back_is_refused_with_the_execution_named(data: Any) -> None:
     with pytest.raises(SerializationError, match=r"^input of execution 'order-7' at \$"):
         named().encode("order-7", data)
