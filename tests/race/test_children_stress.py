@@ -1,6 +1,6 @@
 """Many parents and their children on several workers, while connections are cut and workers taken over.
 
-Each parent must be woken by its last child, whoever ends it and whatever dies meanwhile; one that is not stays for good.
+Each parent must be woken by its last child, whoever ends it and whatever dies meanwhile; else it waits for ever.
 """
 
 from __future__ import annotations

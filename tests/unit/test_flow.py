@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,8 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from zart.codec import PLAIN, Codec
+from zart.engine.children import Child
 from zart.engine.scope import current_scope
-from zart.engine.spec import StepInvocation
+from zart.engine.spec import ChildInvocation, StepInvocation
 from zart.errors import DuplicateStepName, InvalidArgument, NotInExecution, RegistrationError, StepFailed
 from zart.flow import (
     BusinessErr,
@@ -32,6 +33,7 @@ from zart.flow import (
     wait_for_event,
 )
 from zart.model import ExecutionInfo
+from zart.postgres.connection import Connection
 from zart.steps import zart_step
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -82,6 +84,15 @@ class Body:
     async def wait_for_event(self, name: str, codec: Codec, timeout: float | None) -> Any:
         self.codecs[name] = codec
         self.waits.append((name, timeout))
+
+    def schedule(self, call: ChildInvocation) -> Child:
+        raise DuplicateStepName(call.resolved_name())
+
+    async def wait_for_children(self, children: Sequence[Child]) -> None:
+        pass
+
+    async def trx(self) -> Connection:
+        raise NotImplementedError
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
         pass
