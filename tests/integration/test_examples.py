@@ -116,6 +116,7 @@ async def test_an_order_is_taken_back_wherever_its_worker_dies() -> None:
         ("errors", "1 tea to 1 Main St, no gift"),
         ("orders", "on_failure/release-tea"),
         ("transfer", '{"ada": 30, "bob": 70}'),
+        ("health", "check-down.example"),
     ],
 )
 @pytest.mark.usefixtures("here")
@@ -123,6 +124,19 @@ async def test_the_commands_of_a_docstring_work_one_after_the_other(example: str
     async with served(example):
         printed = [await output_of(line) for line in commands(example) if line.startswith("zart ")]
     assert told in printed[-1]
+
+
+@pytest.mark.usefixtures("here")
+async def test_a_round_of_checks_tells_the_healthy_from_the_others() -> None:
+    async with served("health"):
+        addresses = ["ok.example", "sick.example", "down.example", *(f"host-{number}" for number in range(50))]
+        await ended("check-all", "round", addresses)
+        report = json.loads(await output_of("zart status round --json"))["output"]
+        children = json.loads(await output_of("zart list --parent round --json"))
+    assert report["healthy"] == ["ok.example", *(f"host-{number}" for number in range(50))]
+    assert report["unhealthy"] == {"sick.example": "503 Service Unavailable"}
+    assert report["unknown"] == {"down.example": "down.example refuses connections"}
+    assert len(children["items"]) == len(addresses)
 
 
 @pytest.mark.usefixtures("here")

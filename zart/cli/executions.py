@@ -129,6 +129,7 @@ def list_(
     status: Annotated[ExecutionStatus | None, typer.Option(help="Only those with this status.")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this durable function.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only those of this queue.")] = None,
+    parent: Annotated[str | None, typer.Option(metavar="ID", help="The children of this execution.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
     after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after an earlier page's end.")] = None,
     database_url: DatabaseUrl = None,
@@ -139,7 +140,9 @@ def list_(
     """List executions, page by page."""
 
     async def work(scheduler: PostgresScheduler) -> Page[ExecutionRecord]:
-        return await scheduler.list_executions(status=status, task_name=task, queue=queue, limit=limit, after=after)
+        return await scheduler.list_executions(
+            status=status, task_name=task, queue=queue, parent=parent, limit=limit, after=after
+        )
 
     page = ask(database_url, embedded, schema, work, makes_data=False)
     if as_json:
