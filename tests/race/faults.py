@@ -83,6 +83,12 @@ FAULTS: tuple[Fault, ...] = (
         races.signals_of_a_locked_parent_before_those_of_another,
     ),
     Fault(
+        "a tick waits for the row of a parent",
+        "zart_tick_1",
+        (("z.run = t.run for no key update skip locked) q),", "z.run = t.run for no key update) q),"),),
+        races.last_two_children_end_on_two_workers_at_once,
+    ),
+    Fault(
         "children of one parent are not counted together",
         "zart_tick_1",
         (("count(*)::int as n from kept k group by k.id, k.run)", "1 as n from kept k)"),),

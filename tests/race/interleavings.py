@@ -5,6 +5,7 @@ A player is stopped where the race is: inside an open transaction, or between tw
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from tests.race.scene import Scene
@@ -134,6 +135,27 @@ async def children_end_in_one_tick(scene: Scene) -> None:
     scene.must(await scene.run_at_of(parent) == "due", "the parent of finished children sleeps for ever")
 
 
+async def last_two_children_end_on_two_workers_at_once(scene: Scene) -> None:
+    """Neither tick waits for the other, both ends are counted, and the parent is claimed once."""
+    worker, parent, children = await _parked_parent(scene, 2, claimed=1)
+    other = await scene.worker()
+    others = await other.claim(1)
+    commits = worker.connection.transaction()
+    await commits.start()
+    await _finish(worker, children)
+    try:
+        async with asyncio.timeout(5):
+            await _finish(other, others)
+    except TimeoutError:
+        scene.must(False, "a tick waits for another worker's")
+    await commits.commit()
+    await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
+    done = await scene.fetchval("select done from :schema.zart_queue where id = $1", parent)
+    scene.must(done == 2, f"{done} of 2 ends were counted")
+    claims = [*await worker.claim(2), *await other.claim(2)]
+    scene.must([claim.id for claim in claims] == [parent], "the parent of finished children is not claimed once")
+
+
 async def parent_parks_in_the_tick_that_ends_its_child(scene: Scene) -> None:
     """One tick that ends the last child and parks the parent leaves the parent ready."""
     await scene.start("a")
@@ -189,14 +211,17 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
     child_ends_while_its_parent_is_locked,
     signals_of_a_locked_parent_before_those_of_another,
     children_end_in_one_tick,
+    last_two_children_end_on_two_workers_at_once,
     parent_parks_in_the_tick_that_ends_its_child,
     row_held_by_an_open_transaction,
     turn_of_a_former_run,
 )
 
 
-async def _parked_parent(scene: Scene, children: int) -> tuple[TickingWorker, int, list[Claim]]:
-    """A worker that holds some children, whose parent is parked until the last of them ends."""
+async def _parked_parent(
+    scene: Scene, children: int, claimed: int | None = None
+) -> tuple[TickingWorker, int, list[Claim]]:
+    """A worker that holds children (all, or so many), whose parent is parked until the last of them ends."""
     await scene.start("a")
     worker = await scene.worker()
     [parent] = await worker.claim(1)
@@ -204,7 +229,7 @@ async def _parked_parent(scene: Scene, children: int) -> tuple[TickingWorker, in
         moves=[Move(parent.id, parent.epoch, Verb.PARK, done_at=children)],
         children=_children(scene, parent.id, children),
     )
-    return worker, parent.id, await worker.claim(children)
+    return worker, parent.id, await worker.claim(children if claimed is None else claimed)
 
 
 def _children(scene: Scene, parent: int, count: int) -> list[Child]:
