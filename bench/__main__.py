@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure, native, report
+from bench import growth, measure, native, report
 from bench.rig import BenchError
 from bench.scenarios import SCENARIOS
 from zart.cli.command import code_of
@@ -63,6 +63,18 @@ def show_native() -> None:
     for part in parts:
         table.add_row(part.name, str(part.calls), f"{part.nanoseconds:.0f}", f"{part.microseconds:.2f}")
     table.add_row("together", "", "", f"{sum(part.microseconds for part in parts):.2f}")
+    Console(highlight=False).print(table)
+
+
+@app.command("growth")
+def show_growth(
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="How often each is run; the median counts.")] = 3,
+) -> None:
+    """Time executions of 10, 1,000 and 10,000 steps or children: what does one cost, and does it grow?"""
+    table = Table("execution", "slots", "steps or children", "seconds", "us each", box=None, pad_edge=False)
+    for point in growth.points(repeats):
+        seconds = " ".join(f"{each:.3f}" for each in point.seconds)
+        table.add_row(point.what, str(point.slots), f"{point.count:,}", seconds, f"{point.microseconds:.0f}")
     Console(highlight=False).print(table)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import native
+from bench import growth, native
 from bench.scenarios import SCENARIOS
 
 EXECUTIONS = 300
@@ -86,6 +86,17 @@ def test_an_unknown_scenario_is_refused_with_the_names_there_are() -> None:
     assert done.returncode == 2
     assert "five-step" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_growth_is_timed_for_each_kind_of_execution() -> None:
+    found = list(growth.points(1, counts=(3,)))
+    assert [(point.what, point.slots) for point in found] == [
+        ("one-after-the-other", 256),
+        ("side-by-side", 256),
+        ("scheduled", 256),
+        ("scheduled", 1),
+    ]
+    assert all(len(point.seconds) == 1 and point.microseconds > 0 for point in found)
 
 
 def test_the_native_calls_of_an_execution_are_timed() -> None:
