@@ -363,15 +363,11 @@ async def test_a_cancel_that_races_the_end_has_one_winner(database: Database) ->
         RAN[f"body {number}"] += 1
         return number
 
-    asked = 0
-
-    async def cancel_some_time(scheduler: PostgresScheduler, execution_id: str) -> bool:
-        """Cancel once so many have ended or were cancelled: from the start of the first to the end of most."""
-        nonlocal asked
-        moment = chance.random() * 0.8 * count
-        await eventually(lambda: sum(RAN.values()) + asked >= moment, every=0.002)
-        asked += 1
-        return await scheduler.cancel(execution_id)
+    async def cancel_some_time(scheduler: PostgresScheduler, number: int) -> bool:
+        """Cancel when so many bodies have come to their end, or its own has: at the latest just before it ends."""
+        moment = chance.random() * 0.3 * count
+        await eventually(lambda: RAN.total() >= moment or RAN[f"body {number}"], every=0.002)
+        return await scheduler.cancel(ids[number])
 
     async with (
         Engine(database, [short]) as engine,
@@ -379,7 +375,7 @@ async def test_a_cancel_that_races_the_end_has_one_winner(database: Database) ->
     ):
         ids = [f"execution {n}" for n in range(count)]
         await scheduler.start_many(short, [(each, n) for n, each in enumerate(ids)])
-        won = await asyncio.gather(*(cancel_some_time(scheduler, each) for each in ids))
+        won = await asyncio.gather(*(cancel_some_time(scheduler, number) for number in range(count)))
         await engine.all_ended(within=30)
         records = [await engine.record(each) for each in ids]
         for number, (cancelled, record) in enumerate(zip(won, records, strict=True)):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """One child of a turn. `outcome` is None until it is known; `asked`: the body has waited for it."""
+    """One child of a turn. `outcome` is None until it is known; `asked`: the body has waited for it, to the end."""
 
     __slots__ = ("asked", "key", "outcome", "spec", "turn")
 
@@ -72,7 +72,7 @@ class Family:
     def schedule(self, spec: ChildSpec) -> Child:
         """Scope.schedule."""
         turn, history = self.turn, self.turn.history
-        turn.check_may_call()
+        turn.check_may_call(f"schedule({spec.name!r})")
         key = step_key(KeySpace.STEP, spec.name)
         stored = history.find(key, spec.name, Kind.CHILD, turn.main) if history is not None else None
         is_made = stored is not None or (history is not None and key in history.made)
@@ -118,7 +118,6 @@ class Family:
                     f"the handle of {child.spec.name!r} was awaited{where()} in execution {turn.execution_id!r}, or a"
                     " pass of it, that has not scheduled it; await handles where they were made"
                 )
-            child.asked = True
         missing = {child.key for child in children if child.outcome is None}
         if missing:
             heard: asyncio.Future[None] = turn.loop.create_future()
@@ -127,14 +126,24 @@ class Family:
                 await pause(turn, math.inf, heard)
             finally:
                 del self.waits[heard]
+        for child in children:
+            child.asked = True
+
+    def has_left_over(self) -> bool:
+        """True when there are some whose outcome the body does not know: it never asked, or has given up."""
+        return not all(child.asked for child in self.by_key.values())
 
     async def left_over(self) -> None:
-        """Wait for those that the body never asked for; raise what the first of them failed with."""
+        """Wait for those; raise what the first of them failed with."""
         left = [child for child in self.by_key.values() if not child.asked]
-        if left:
-            await self.outcomes(left)
-            for child in left:
-                child.unwrap()
+        await self.outcomes(left)
+        for child in left:
+            child.unwrap()
+
+    def unwanted(self) -> int | None:
+        """How many were left by earlier passes and never scheduled by this one; None for none."""
+        history = self.turn.history
+        return None if history is None else len(history.made - self.by_key.keys()) or None
 
     # -- news
 

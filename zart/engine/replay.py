@@ -83,6 +83,11 @@ class History:
         """
         stored = self.checkpoints.get(key)
         if stored is None:
+            if key in self.made and kind != Kind.CHILD:
+                raise StepDiverged(
+                    f"{name!r} was scheduled and still runs, where the code now has {kind.name.lower()}"
+                    f" {name!r}{where(body)}; give the changed operation a name of its own"
+                )
             return None
         if stored.name != name or stored.kind != kind:
             raise StepDiverged(

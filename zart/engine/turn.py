@@ -30,7 +30,7 @@ from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import ChildInvocation, DurableSpec, StepInvocation
 from zart.engine.tasks import is_joining
 from zart.engine.where import where
-from zart.errors import DuplicateStepName, NotInExecution, NotInStep, SerializationError
+from zart.errors import DuplicateStepName, NotInBody, NotInExecution, NotInStep, SerializationError
 from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome, StoredStatus, Verb
 from zart.names import FAILURE_PREFIX
@@ -214,11 +214,13 @@ class Turn:
         """A body that returns waits for the steps it started and that still run; their failure is its own."""
         if self.made:
             await asyncio.sleep(0)  # tasks that have not begun call zart now
-        while running := [task for task in self.tasks if not task.done()]:
+        while (running := [task for task in self.tasks if not task.done()]) or self.family.has_left_over():
+            if not running:
+                await self.family.left_over()
+                continue
             for task in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                 if not task.cancelled():
                     task.result()
-        await self.family.left_over()
 
     async def _cancel_started(self) -> None:
         if running := [task for task in self.tasks if not task.done()]:
@@ -235,7 +237,7 @@ class Turn:
         if self.stop is not None and (self.cut or self.stop is not Stop.HAND_BACK):
             self._end_stopped(self.stop)
         elif record is None:
-            end(self, Verb.FINISH, status=StoredStatus.COMPLETED, output=output)
+            end(self, Verb.FINISH, seen=self.family.unwanted(), status=StoredStatus.COMPLETED, output=output)
         elif retry_in is not None:
             end(self, Verb.RETRY, due=min(retry_in, self.deadline_at - self.loop.time()), error=failure.encode(record))
         else:
@@ -696,8 +698,16 @@ class Turn:
             await self._refuse_call()
         self._know_caller()
 
-    def check_may_call(self) -> None:
-        """As `may_call`, of a call that is no coroutine."""
+    def check_may_call(self, what: str) -> None:
+        """As `may_call`, of a call that is no coroutine. While running steps are let end, it may go on to its next await.
+
+        Raises:
+            NotInBody: it is called in a thread.
+        """
+        if _running_loop() is not self.loop:
+            raise NotInBody(f"{what} was called in a thread{where()}; call it in the body itself")
+        if self.stop is Stop.HAND_BACK and not self.cut and (self.running or self.storing):
+            return
         if self.stop is not None and not self._is_over():
             raise self.suspended()
         if self.ended or self.stop is not None:
@@ -726,15 +736,22 @@ class Turn:
     async def _earlier_checkpoints(self) -> None:
         """No effect starts before every checkpoint is durable that was there when its step was called."""
         self.family.make()
-        earlier = {one for one in (self.latest, *self.late) if one is not None and not one.done()}
-        if earlier:
-            await asyncio.wait(earlier)
+        latest = self.latest
+        while earlier := {one for one in (latest, *self.late) if one is not None and not one.done()}:
+            await asyncio.wait(earlier)  # one of them may be late only now
         if self.stop is not None:
             self.running -= 1  # the caller, which has not begun
             try:
                 await self.step_aside()
             finally:
                 self.running += 1
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def replayed(stored: Checkpoint, codec: Codec, raises: tuple[type[Exception], ...]) -> Any:

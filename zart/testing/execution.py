@@ -158,7 +158,7 @@ class Execution:
         return min((due for due in known if due > self._now and due >= about - _LATE), default=about)
 
     def _stop(self, status: StoredStatus, output: bytes | None = None, error: bytes | None = None) -> None:
-        """It has ended. Unless it is completed, its children end with it."""
+        """It has ended, and its children with it: a body that returns has waited for all but those of earlier passes."""
         if self.ending is not None:
             return
         texts = (None if text is None else text.decode() for text in (output, error))
@@ -166,9 +166,8 @@ class Execution:
         self._wake(math.inf)
         if self.current is not None:
             self.current.drop()
-        if status is not StoredStatus.COMPLETED:
-            for child in self.children.values():
-                child._stop(StoredStatus.CANCELLED)
+        for child in self.children.values():
+            child._stop(StoredStatus.CANCELLED)
 
     # -- what its turns ask
 

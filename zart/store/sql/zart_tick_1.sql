@@ -2,7 +2,8 @@
 --   order.
 -- Parameters: p_bucket, p_worker; columns of checkpoints c_*, of verbs t_*, of children k_*; p_lanes to claim from,
 --   rotated by the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
---   park, 3 put off, 4 retry, 5 handle (it has failed: keep that, and free it for its failure handler).
+--   park, 3 put off, 4 retry, 5 handle (it has failed: keep that, and free it for its failure handler). t_seen of a
+--   finish: how many children of earlier passes nobody wants any more; they end with it.
 -- Rows: fence (none: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
 --   parents and failed executions that may go on), wake (parents held by this worker of which a child has ended),
 --   claim.
@@ -148,10 +149,11 @@ begin
         -- A child that ended, and whose outcome a retry of its parent took out of the journal, runs again.
         with again as (
           update :schema.zart_executions e
-          set run = e.run + 1, status = 0, input = k.input, output = null, error = null, attempt = 0, crashes = 0,
-              max_retries = k.max_retries, deadline = least(p.deadline, k.deadline), created_at = v_now,
-              started_at = null, finished_at = null
-          from unnest(k_id, k_run, k_key, m_json, k_max_retries, m_at) k(id, run, key, input, max_retries, deadline),
+          set run = e.run + 1, status = 0, task_name = k.task, lane = k.lane, priority = k.priority, input = k.input,
+              output = null, error = null, attempt = 0, crashes = 0, max_retries = k.max_retries,
+              deadline = least(p.deadline, k.deadline), created_at = v_now, started_at = null, finished_at = null
+          from unnest(k_id, k_run, k_key, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
+                 k(id, run, key, task, lane, priority, input, max_retries, deadline),
                lateral (select z.deadline from :schema.zart_executions z
                         where z.bucket = p_bucket and z.id = k.id offset 0) p
           where e.bucket = p_bucket and e.parent = k.id and e.parent_run = k.run and e.parent_key = k.key
@@ -170,11 +172,13 @@ begin
       select array_agg(convert_from(u.output, 'UTF8')::json order by u.o),
              array_agg(convert_from(u.error, 'UTF8')::json order by u.o)
         into m_json, m_error_json from unnest(m_output, m_error) with ordinality u(output, error, o);
-      if exists (select from unnest(m_verb, m_status) m(verb, status) where m.verb = 1 and m.status <> 1) then
+      if exists (select from unnest(m_verb, m_status, m_seen) m(verb, status, seen)
+                 where m.verb = 1 and (m.status <> 1 or m.seen > 0)) then
         -- Children of a failed execution end with it: word is left for whoever delivers signals.
         insert into :schema.zart_signals(bucket, id, run, n)
-        select p_bucket, m.id, m.run, -1 from unnest(m_id, m_run, m_verb, m_status) m(id, run, verb, status)
-        where m.verb = 1 and m.status <> 1
+        select p_bucket, m.id, m.run, -1
+        from unnest(m_id, m_run, m_verb, m_status, m_seen) m(id, run, verb, status, seen)
+        where m.verb = 1 and (m.status <> 1 or m.seen > 0)
           and exists (select from :schema.zart_executions e
                       where e.bucket = p_bucket and e.parent = m.id and e.parent_run = m.run and e.status = 0);
         get diagnostics v_count = row_count;
