@@ -174,7 +174,8 @@ async def test_a_timeout_that_is_no_duration_is_refused(scheduler: PostgresSched
 async def test_many_waits_need_one_connection(
     scheduler: PostgresScheduler, database: Database, connection: asyncpg.Connection
 ) -> None:
-    await scheduler.start_many("task", [(f"o{n}", n) for n in range(300)])
+    async with PostgresScheduler.connect(database.dsn) as starter:  # closed before: it sends a hint, too
+        await starter.start_many("task", [(f"o{n}", n) for n in range(300)])
     await cut_connections(connection)
     waits = [asyncio.create_task(scheduler.wait_completion(f"o{n}", int, timeout="20s")) for n in range(300)]
     sessions = "select count(*) from pg_stat_activity where application_name = 'zart scheduler'"

@@ -182,13 +182,11 @@ class Engine:
 
     async def take_over(self, loop: WorkerLoop) -> int:
         """Take a live worker's claims, as if it had been found dead."""
-        freed = 0
+        freed, worker = 0, loop.place.worker_id  # it takes another identity as soon as it hears
         connection = await self.database.connect()
         for bucket in range(self.database.buckets):
             while True:
-                done = await workers.take_over_worker(
-                    connection, self.schema, bucket, loop.place.worker_id, proof=True, blame=[]
-                )
+                done = await workers.take_over_worker(connection, self.schema, bucket, worker, proof=True, blame=[])
                 freed += len(done.freed)
                 if done.gone:
                     break
