@@ -286,7 +286,8 @@ def context() -> ExecutionInfo:
 def _check_call(call: object, what: str) -> None:
     if not isinstance(call, Call):
         raise InvalidArgument(
-            f"{what}() takes a call of a step or of a durable function, as in {what}(pay(order)), got {shown(call)}"
+            f"{what}() takes a call of a step or of a durable function, as in {what}(pay(order)), got {shown(call)};"
+            " handles are for wait()"
         )
 
 

@@ -53,7 +53,10 @@ class Tables:
                 yield connection
             return
         if not isinstance(conn, asyncpg.Connection):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument(f"conn must be an asyncpg connection, got {type(conn).__name__}")
+            raise InvalidArgument(
+                f"conn must be an asyncpg connection, got {type(conn).__name__}; SQLAlchemy lends its own, and other"
+                " clients call SQL functions in place of this (docs/integration.md)"
+            )
         if not conn.is_in_transaction():
             raise InvalidArgument("conn must be in a transaction: use it inside `async with conn.transaction():`")
         yield conn

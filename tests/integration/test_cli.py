@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,20 @@ async def ship() -> None:
 @zart_durable("inflate")
 async def inflate() -> None:
     await measure()
+
+async def apologize(failure: zart.Failure) -> None:
+    raise RuntimeError("nobody listens")
+
+@zart_step("elsewhere", queue="nobody")
+async def elsewhere() -> None: ...
+
+@zart_durable("delegate")
+async def delegate() -> None:
+    await zart.schedule(elsewhere())
+
+@zart_durable("nap", on_failure=apologize, timeout="50ms")
+async def nap() -> None:
+    await zart.sleep("long", "1h")
 
 registry = zart.TaskRegistry()
 registry.register(increment)
@@ -305,6 +320,12 @@ def test_list_tells_people_how_to_go_on(zart_here: Zart) -> None:
     assert "--after" in zart_here("list", "--limit", "1").out
 
 
+def test_the_children_of_nobody_are_asked_for(zart_here: Zart) -> None:
+    zart_here("start", "increment", "--id", "childless")
+    assert zart_here("list", "--parent", "childless", "--json").json["items"] == []
+    assert zart_here("list", "--parent", "nobody").is_refused("'nobody'")
+
+
 @pytest.mark.parametrize("option", ["--status=done", "--limit=0", "--limit=x", "--after=nonsense"])
 def test_a_list_that_cannot_be_made_is_refused(zart_here: Zart, option: str) -> None:
     assert zart_here("list", option).is_refused()
@@ -549,6 +570,38 @@ def test_history_shows_errors_as_text(application: Path, zart_here: Zart, databa
     assert ended(serving).code == 0
     assert shown.count("ConnectionError: warehouse not reachable") == 2
     assert "{" not in shown
+
+
+def test_history_tells_where_a_child_is_that_nobody_takes(
+    application: Path, zart_here: Zart, database: Database
+) -> None:
+    zart_here("start", "delegate", "--id", "one")
+    arguments = ["--app", "app", "--procs", "1", "--queues", "default"]
+    serving = runner(*arguments, "--database-url", database.dsn, cwd=application)
+    deadline = time.monotonic() + 30
+    while not (children := zart_here("list", "--parent", "one", "--json").json["items"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    shown = zart_here("history", "one").out
+    serving.send_signal(signal.SIGTERM)
+    assert ended(serving).code == 0
+    assert [(child["task_name"], child["queue"], child["status"]) for child in children] == [
+        ("elsewhere", "nobody", "pending")
+    ]
+    assert "zart list --parent one" in shown
+
+
+def test_a_broken_handler_and_a_sleep_that_is_over_are_shown(
+    application: Path, zart_here: Zart, database: Database
+) -> None:
+    zart_here("start", "nap", "--id", "one")
+    serving = runner("--app", "app", "--procs", "1", "--database-url", database.dsn, cwd=application)
+    done = zart_here("wait", "one", "--timeout", "30s")
+    shown = zart_here("history", "one").out
+    serving.send_signal(signal.SIGTERM)
+    assert ended(serving).code == 0
+    assert "on_failure:    RuntimeError: nobody listens" in done.out
+    assert re.search(r"^long +sleep +given up +1$", shown, re.MULTILINE)
 
 
 def test_max_result_bytes_bounds_what_the_runner_stores(application: Path, zart_here: Zart, database: Database) -> None:

@@ -156,6 +156,12 @@ def test_the_causes_of_a_group_are_what_is_in_it() -> None:
     ]  # fmt: skip
 
 
+def test_the_message_of_a_group_tells_what_is_in_it() -> None:
+    group = ExceptionGroup("two", [ValueError("a"), OSError("c")])
+    assert describe(group)["message"] == "two (2 sub-exceptions): ValueError: a; OSError: c"
+    assert len(describe(ExceptionGroup("long", [ValueError("x" * 9_000)] * 9))["message"]) < 5_000
+
+
 def test_names_of_causes_are_storable_and_bounded() -> None:
     error = ValueError("x")
     error.__cause__ = type("N" * 10_000, (Exception,), {"__module__": "\ud800\0"})("y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from typing import Annotated, Any
 
@@ -129,7 +130,7 @@ def list_(
     status: Annotated[ExecutionStatus | None, typer.Option(help="Only those with this status.")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this durable function.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only those of this queue.")] = None,
-    parent: Annotated[str | None, typer.Option(metavar="ID", help="The children of this execution.")] = None,
+    parent: Annotated[str | None, typer.Option(metavar="ID", help="What this execution has scheduled.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
     after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after an earlier page's end.")] = None,
     database_url: DatabaseUrl = None,
@@ -137,9 +138,11 @@ def list_(
     schema: Schema = SchemaDefault,
     as_json: AsJson = False,
 ) -> None:
-    """List executions, page by page."""
+    """List executions, page by page. Scheduled steps and children are listed by --parent, and not without it."""
 
     async def work(scheduler: PostgresScheduler) -> Page[ExecutionRecord]:
+        if parent is not None:
+            await scheduler.status(parent)  # a misspelt id is no execution without children
         return await scheduler.list_executions(
             status=status, task_name=task, queue=queue, parent=parent, limit=limit, after=after
         )
@@ -162,11 +165,18 @@ def history(
 ) -> None:
     """Show an execution's journal: its steps, their results and their failed tries."""
 
-    async def work(scheduler: PostgresScheduler) -> list[StepRecord]:
-        return await scheduler.history(execution_id)
+    async def work(scheduler: PostgresScheduler) -> tuple[ExecutionRecord, list[StepRecord], bool]:
+        record = await scheduler.status(execution_id)  # before the journal: when it has ended, that changes no more
+        steps = await scheduler.history(execution_id)
+        return record, steps, bool((await scheduler.list_executions(parent=execution_id, limit=1)).items)
 
-    steps = ask(database_url, embedded, schema, work, makes_data=False)
-    print_json(steps) if as_json else print_steps(steps)
+    record, steps, has_children = ask(database_url, embedded, schema, work, makes_data=False)
+    if as_json:
+        print_json(steps)
+        return
+    print_steps(steps, ended=record.finished_at is not None)
+    if has_children:  # the journal has the outcomes only
+        print(f"what it has scheduled: zart list --parent {shlex.quote(one_line(execution_id))}")
 
 
 def event(

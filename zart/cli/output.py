@@ -34,6 +34,8 @@ def print_execution(record: ExecutionRecord) -> None:
         value = getattr(record, field.name)
         if value is not None and not (field.name in ("attempt", "crashes", "max_retries", "run") and not value):
             print(f"{field.name + ':':<14} {_shown(field.name, value)}")
+        if field.name == "error" and isinstance(value, dict) and "on_failure" in value:
+            print(f"{'on_failure:':<14} {error_text(value['on_failure'])}")
 
 
 def print_executions(records: Sequence[ExecutionRecord]) -> None:
@@ -47,17 +49,25 @@ def print_executions(records: Sequence[ExecutionRecord]) -> None:
     )
 
 
-def print_steps(steps: Sequence[StepRecord]) -> None:
-    """A table of a run's journal, with the failed tries of each step under it."""
+def print_steps(steps: Sequence[StepRecord], *, ended: bool) -> None:
+    """A table of a run's journal, with the failed tries of each step above it.
+
+    Args:
+        steps: the journal.
+        ended: whether the execution has ended, so that nothing of it waits any more.
+    """
     rows: list[tuple[str, ...]] = []
     for step in steps:
         for failed in step.failed_attempts:
             rows.append((step.name, step.kind, "failed try", str(failed.attempt), "", _error(failed.error)))
         shown = _result(step.result) if step.error is None else _error(step.error)
-        if step.status in (WAITING, RETRYING):  # what the last try failed of stands above
+        status = step.status
+        if status in (WAITING, RETRYING):  # what the last try failed of stands above
             shown = "for ever" if step.due is None else f"until {step.due:%Y-%m-%d %H:%M:%S} UTC"
+            if ended:
+                status, shown = "given up", ""
         time = took(step.started_at, step.finished_at)
-        rows.append((step.name, step.kind, step.status, str(step.attempts), time, shown))
+        rows.append((step.name, step.kind, status, str(step.attempts), time, shown))
     print_table(("name", "kind", "status", "attempt", "took", "result"), rows)
 
 

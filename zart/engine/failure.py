@@ -56,6 +56,8 @@ def describe(error: BaseException) -> Record:
         record["traceback"] = trace
     if causes := [f"{type_name(type(cause))}: {_message(cause)[:500]}" for cause in _causes(error)]:
         record["causes"] = causes
+        if isinstance(error, BaseExceptionGroup):  # its own text tells but how many there are
+            record["message"] = storable(f"{record['message']}: {'; '.join(causes)}", MAX_MESSAGE_CHARACTERS)
     return record
 
 
