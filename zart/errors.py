@@ -224,7 +224,7 @@ class StepDiverged(ZartError):
 
 
 class NotInBody(ZartError):
-    """A call that belongs in the body of a durable function was made inside a step."""
+    """A call that belongs in the body of a durable function was made inside a step, or in a thread."""
 
 
 class NotInStep(ZartError):

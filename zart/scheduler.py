@@ -43,6 +43,7 @@ from zart.store import migrate as migrations
 from zart.store.statements import quoted, statement
 from zart.tables import Tables
 from zart.terms import (
+    CHILD_PREFIX,
     StartTerms,
     check_moment,
     checked_id,
@@ -366,8 +367,13 @@ class PostgresScheduler(DurableScheduler):
         async with self._tables.joined(conn, f"cancelling execution {execution_id!r}") as connection:
             for bucket in buckets:
                 done = await executions.cancel(connection, self.schema, bucket, execution_id)
-                if done.what != "unknown":
-                    return done.what == "cancelled"
+                if done.what == "unknown":
+                    continue
+                if execution_id.startswith(CHILD_PREFIX):  # its parent may go on
+                    if conn is None:
+                        await journal.deliver_signals(connection, self.schema, bucket)
+                    await self._hint(bucket, conn)
+                return done.what == "cancelled"
         raise ExecutionNotFound(execution_id)
 
     async def offer_event(

@@ -29,6 +29,7 @@ from zart.errors import (
     StepTimedOut,
 )
 from zart.model import ExecutionStatus
+from zart.store import executions
 
 RAN: collections.Counter[str] = collections.Counter()
 GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
@@ -364,6 +365,27 @@ async def test_what_cannot_be_scheduled_is_refused_by_name(database: Database) -
         assert unknown.startswith("StepNotRegistered: step 'inline' cannot run as an execution of its own")
         assert number.startswith("InvalidArgument: schedule() takes")
         assert await engine.connection.fetchval("select count(*) from zart.zart_executions") == 1
+
+
+async def test_a_step_that_is_started_as_an_execution_fails_and_harms_nobody(database: Database) -> None:
+    async with Engine(database, [fan_out, double]) as engine:
+        await executions.start(
+            engine.connection,
+            engine.schema,
+            engine.bucket("wrong"),
+            ["wrong"],
+            ['{"number": 1}'],
+            task_name="double-{number}",
+            lane=engine.lanes["default", "double-{number}"],
+            priority=2,
+        )
+        record = await engine.ended("wrong")
+        assert record.status is ExecutionStatus.FAILED
+        assert (
+            "'double-{number}' is a step, which only the body of an execution can schedule" in record.error["message"]
+        )
+        await engine.start("a", fan_out, [1])
+        assert (await engine.ended("a")).output == [2]
 
 
 async def test_one_name_is_scheduled_once(database: Database) -> None:

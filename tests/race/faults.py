@@ -89,6 +89,23 @@ FAULTS: tuple[Fault, ...] = (
         races.last_two_children_end_on_two_workers_at_once,
     ),
     Fault(
+        "the parent of a cancelled child is told only later",
+        "zart_cancel_1",
+        (
+            (
+                "for no key update skip locked) q),\n        told",
+                "and false for no key update skip locked) q),\n        told",
+            ),
+        ),
+        races.child_is_cancelled_by_itself,
+    ),
+    Fault(
+        "a cancel that cannot tell the parent leaves no word",
+        "zart_cancel_1",
+        (("from kept where not exists (select from told)", "from kept where false"),),
+        races.child_is_cancelled_while_its_parent_is_locked,
+    ),
+    Fault(
         "children of one parent are not counted together",
         "zart_tick_1",
         (("count(*)::int as n from kept k group by k.id, k.run)", "1 as n from kept k)"),),

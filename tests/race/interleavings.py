@@ -107,6 +107,26 @@ async def child_ends_while_its_parent_is_locked(scene: Scene) -> None:
     scene.must(await scene.run_at_of(parent) == "due", "the parent of a finished child sleeps for ever")
 
 
+async def child_is_cancelled_by_itself(scene: Scene) -> None:
+    """A parked parent is ready as soon as its last child was cancelled."""
+    _, parent, [child] = await _parked_parent(scene, 1)
+    await _cancel(scene, child)
+    scene.must(await scene.run_at_of(parent) == "due", "the parent of a cancelled child sleeps on")
+    scene.must(await _ends_counted(scene, parent) == 1, "the end of a cancelled child is not counted once")
+
+
+async def child_is_cancelled_while_its_parent_is_locked(scene: Scene) -> None:
+    """A cancel never waits for the parent of what it ends; that is told later."""
+    _, parent, [child] = await _parked_parent(scene, 1)
+    user = await scene.connect()
+    async with user.transaction():
+        await user.execute(in_schema("select from :schema.zart_queue where id = $1 for update", scene.schema), parent)
+        await _cancel(scene, child)
+    await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
+    scene.must(await scene.run_at_of(parent) == "due", "the parent of a cancelled child sleeps for ever")
+    scene.must(await _ends_counted(scene, parent) == 1, "the end of a cancelled child is not counted once")
+
+
 async def signals_of_a_locked_parent_before_those_of_another(scene: Scene) -> None:
     """However many signals wait for a parent that is locked, those of another parent are delivered."""
     await scene.start("a", "b")
@@ -150,8 +170,7 @@ async def last_two_children_end_on_two_workers_at_once(scene: Scene) -> None:
         scene.must(False, "a tick waits for another worker's")
     await commits.commit()
     await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
-    done = await scene.fetchval("select done from :schema.zart_queue where id = $1", parent)
-    scene.must(done == 2, f"{done} of 2 ends were counted")
+    scene.must(await _ends_counted(scene, parent) == 2, "not both ends were counted")
     claims = [*await worker.claim(2), *await other.claim(2)]
     scene.must([claim.id for claim in claims] == [parent], "the parent of finished children is not claimed once")
 
@@ -209,6 +228,8 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
     tick_of_a_worker_taken_over,
     children_added_while_cancelled,
     child_ends_while_its_parent_is_locked,
+    child_is_cancelled_by_itself,
+    child_is_cancelled_while_its_parent_is_locked,
     signals_of_a_locked_parent_before_those_of_another,
     children_end_in_one_tick,
     last_two_children_end_on_two_workers_at_once,
@@ -238,6 +259,17 @@ def _children(scene: Scene, parent: int, count: int) -> list[Child]:
 
 async def _finish(worker: TickingWorker, claims: list[Claim]) -> None:
     await worker.tick(moves=[Move(claim.id, claim.epoch, Verb.FINISH, output=b"1") for claim in claims])
+
+
+async def _cancel(scene: Scene, claim: Claim) -> None:
+    name = await scene.fetchval("select execution_id from :schema.zart_executions where id = $1", claim.id)
+    async with asyncio.timeout(5):
+        await executions.cancel(scene.observer, scene.schema, scene.bucket, name)
+
+
+async def _ends_counted(scene: Scene, parent: int) -> int:
+    found: int = await scene.fetchval("select done from :schema.zart_queue where id = $1", parent)
+    return found
 
 
 async def _journal_rows(scene: Scene) -> int:

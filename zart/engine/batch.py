@@ -54,7 +54,7 @@ class ChildRow(NamedTuple):
 class VerbRow(NamedTuple):
     """What to do with one held execution. Its children are made by the same tick, or not at all.
 
-    `stored`, if there is one, is resolved when a HOLD is applied.
+    `stored`, if there is one, is resolved when a HOLD is applied. `busy`: how often its row was locked by others.
     """
 
     turn: Turn
@@ -69,13 +69,14 @@ class VerbRow(NamedTuple):
     error: bytes | None = None
     children: tuple[ChildRow, ...] = ()
     stored: asyncio.Future[Checkpoint | None] | None = None
+    busy: int = 0
 
     def size(self) -> int:
         """How many bytes of values it carries."""
         return _bytes_of(self.output, self.error) + sum(len(child.input) for child in self.children)
 
 
-_SENT = len(VerbRow._fields) - 2  # the last two have columns of their own, or none
+_SENT = len(VerbRow._fields) - 3  # the last three have columns of their own, or none
 _NO_CHECKPOINTS: tuple[tuple[()], ...] = ((),) * (len(CheckpointRow._fields) - 2)
 _NO_VERBS: tuple[tuple[()], ...] = ((),) * (_SENT - 1)
 _NO_CHILDREN: tuple[tuple[()], ...] = ((),) * (len(ChildRow._fields) + 2)
@@ -90,6 +91,7 @@ class Batch:
     verbs: list[VerbRow] = field(default_factory=list[VerbRow])
     bytes: int = 0
     children: int = 0
+    verbs_first: bool = False
 
     def __len__(self) -> int:
         return len(self.checkpoints) + len(self.verbs) + self.children
@@ -126,21 +128,36 @@ class Batch:
         return part
 
     def split(self) -> Batch:
-        """Take out what one tick may carry; the rest stays. A row over the byte limit goes alone."""
+        """Take out what one tick may carry; the rest stays. A row over the byte limit goes alone.
+
+        No verb goes before the checkpoints of its turn. Verbs that had to stay go first the next time: a large one
+        would wait for as long as others fill the ticks.
+        """
         if len(self) <= MAX_TICK_ROWS and self.bytes <= MAX_TICK_BYTES:
             taken = Batch(self.bucket, self.checkpoints, self.verbs, self.bytes, self.children)
             self.checkpoints, self.verbs, self.bytes, self.children = [], [], 0, 0
+            self.verbs_first = False
             return taken
         taken, rest = Batch(self.bucket), Batch(self.bucket)
+        verbs = taken._fill_with_verbs(self.verbs, self.checkpoints) if self.verbs_first else self.verbs
         for row in self.checkpoints:
             part = taken if taken.has_room_for(_bytes_of(row.result, row.error)) else rest
             part.add_checkpoint(row)
-        for verb in self.verbs:
-            part = taken if taken.has_room_for(verb.size(), 1 + len(verb.children)) else rest
-            part.add_verb(verb)
+        for verb in taken._fill_with_verbs(verbs, rest.checkpoints):
+            rest.add_verb(verb)
         self.checkpoints, self.verbs, self.bytes = rest.checkpoints, rest.verbs, rest.bytes
-        self.children = rest.children
+        self.children, self.verbs_first = rest.children, bool(rest.verbs) and not self.verbs_first
         return taken
+
+    def _fill_with_verbs(self, verbs: Sequence[VerbRow], after: Sequence[CheckpointRow]) -> list[VerbRow]:
+        """Add those for which there is room, and none of whose checkpoints is to go before; give back the others."""
+        held_up, left = {row.turn for row in after}, list[VerbRow]()
+        for verb in verbs:
+            if verb.turn not in held_up and self.has_room_for(verb.size(), 1 + len(verb.children)):
+                self.add_verb(verb)
+            else:
+                left.append(verb)
+        return left
 
     def has_room_for(self, size: int, rows: int = 1) -> bool:
         return not len(self) or (len(self) + rows <= MAX_TICK_ROWS and self.bytes + size <= MAX_TICK_BYTES)

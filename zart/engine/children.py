@@ -72,7 +72,7 @@ class Family:
     def schedule(self, spec: ChildSpec) -> Child:
         """Scope.schedule."""
         turn, history = self.turn, self.turn.history
-        turn.check_may_call(f"schedule({spec.name!r})")
+        turn.check_may_call(f"schedule({spec.name.removeprefix(turn.prefix)!r})")
         key = step_key(KeySpace.STEP, spec.name)
         stored = history.find(key, spec.name, Kind.CHILD, turn.main) if history is not None else None
         is_made = stored is not None or (history is not None and key in history.made)
@@ -161,13 +161,12 @@ class Family:
 
     def hear(self, found: Mapping[int, Checkpoint]) -> None:
         """Take in outcomes that were read."""
-        for key, stored in found.items():
-            child = self.by_key.get(key)
-            if child is None or child.outcome is not None:
-                continue
-            child.outcome = stored
-            self.known += 1
-            for heard, missing in self.waits.items():
-                missing.discard(key)
-                if not missing and not heard.done():
+        news = {key for key in found if (child := self.by_key.get(key)) is not None and child.outcome is None}
+        for key in news:
+            self.by_key[key].outcome = found[key]
+        self.known += len(news)
+        for heard, missing in self.waits.items():
+            if not missing.isdisjoint(news):  # thousands of handles may be gathered: what is not concerned costs little
+                self.waits[heard] = left = missing - news
+                if not left and not heard.done():
                     heard.set_result(None)

@@ -16,7 +16,7 @@ from zart.engine.session import Session
 from zart.engine.spec import DurableSpec, WorkItem
 from zart.engine.ticker import Ticker
 from zart.engine.turn import Turn
-from zart.errors import SerializationError
+from zart.errors import InvalidArgument, SerializationError
 from zart.model import ExecutionInfo, StoredStatus, Verb
 from zart.names import FAILURE_PREFIX
 from zart.store import queue
@@ -130,6 +130,13 @@ class Loader:
             return
         except BaseException as error:  # code of the input's own type, which may even exit
             self._refuse_input(turn, error, history)
+            return
+        if spec.is_step and row["step_name"] is None:
+            misplaced = InvalidArgument(
+                f"{row['task_name']!r} is a step, which only the body of an execution can schedule;"
+                " start a durable function"
+            )
+            self._refuse_input(turn, misplaced, history)
             return
         if spec.is_step:
             data = WorkItem(row["step_name"].removeprefix(FAILURE_PREFIX), data)

@@ -134,9 +134,9 @@ class Resolver:
                 self._applied(row)
             elif (row.id, row.epoch) not in held:
                 self.lose(row.turn)
-        busy = [row for row in missed if (row.id, row.epoch) in held]
-        if busy:
-            self.ticker.put_back_later(Batch(batch.bucket, [], busy))
+        for row in missed:
+            if (row.id, row.epoch) in held:
+                self.ticker.put_back_busy(row)
 
     async def _read_back(self, bucket: int, rows: Sequence[CheckpointRow], *, answered: bool) -> None:
         """Give each row the checkpoint that stands in its place; send again what is not stored."""

@@ -23,7 +23,8 @@ from zart.store.statements import statement
 log = logging.getLogger("zart.engine")
 
 
-BUSY_PAUSE = 0.02
+BUSY_PAUSE, LONGEST_BUSY_PAUSE = 0.02, 1.0
+LARGE = 64 * 1024
 
 # Past the Python function that a named tuple's own __new__ is: half the time.
 _new_row: Callable[[type[CheckpointRow], tuple[Any, ...]], CheckpointRow]
@@ -158,9 +159,19 @@ class Ticker:
             row.turn.keep_late(row.stored)
         self._loop.call_later(BUSY_PAUSE, self.put_back, batch)
 
+    def put_back_busy(self, row: VerbRow) -> None:
+        """As `put_back_later`. A large one waits longer each time: everybody's ticks would carry it again and again."""
+        pause = BUSY_PAUSE if row.size() < LARGE else min(BUSY_PAUSE * 2 ** min(row.busy, 6), LONGEST_BUSY_PAUSE)
+        again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
+        self._loop.call_later(pause, self.put_back, again)
+
     def take(self, bucket: int) -> Batch:
         """Take out what the next tick of this bucket carries."""
-        return self.waiting_for(bucket).split()
+        waiting = self.waiting_for(bucket)
+        taken = waiting.split()
+        for row in waiting.checkpoints:  # smaller ones that came later may go before them
+            row.turn.keep_late(row.stored)
+        return taken
 
     def buckets_waiting(self) -> list[int]:
         """Buckets with rows to send."""

@@ -645,11 +645,23 @@ class Turn:
             storing.add_done_callback(one.discard)
 
     def _know_caller(self) -> None:
-        """Remember a task of the body's own that calls zart: the turn ends only when it has ended."""
-        task = asyncio.current_task(self.loop)
+        """Remember a task of the body's own that calls zart: the turn ends only when it has ended.
+
+        Raises:
+            NotInBody: it is a task of another event loop, so of another thread.
+        """
+        task = asyncio.current_task()
         if task is not self.main and task is not None and task not in self.tasks:
+            if asyncio.get_running_loop() is not self.loop:
+                raise self._in_thread("zart")
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+    def _in_thread(self, what: str) -> NotInBody:
+        return NotInBody(
+            f"{what} was called in a thread by the body of execution {self.execution_id!r}{where()}; call it in the"
+            " body itself"
+        )
 
     async def store_failure(self, key: int, number: int, record: failure.Record, seconds: float, name: str) -> None:
         """Commit a step's failure; raise or return what stands there instead, if something does."""
@@ -699,13 +711,13 @@ class Turn:
         self._know_caller()
 
     def check_may_call(self, what: str) -> None:
-        """As `may_call`, of a call that is no coroutine. While running steps are let end, it may go on to its next await.
+        """As `may_call`, of a call that is no coroutine. While running steps are let end, it goes on to its next await.
 
         Raises:
             NotInBody: it is called in a thread.
         """
         if _running_loop() is not self.loop:
-            raise NotInBody(f"{what} was called in a thread{where()}; call it in the body itself")
+            raise self._in_thread(what)
         if self.stop is Stop.HAND_BACK and not self.cut and (self.running or self.storing):
             return
         if self.stop is not None and not self._is_over():

@@ -158,7 +158,7 @@ class Execution:
         return min((due for due in known if due > self._now and due >= about - _LATE), default=about)
 
     def _stop(self, status: StoredStatus, output: bytes | None = None, error: bytes | None = None) -> None:
-        """It has ended, and its children with it: a body that returns has waited for all but those of earlier passes."""
+        """It has ended, and its children with it: a body that returns has waited for all that its last pass wanted."""
         if self.ending is not None:
             return
         texts = (None if text is None else text.decode() for text in (output, error))

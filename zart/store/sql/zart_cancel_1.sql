@@ -3,7 +3,7 @@
 -- Parameters: p_bucket, p_execution_id. Rows: cancelled (id, worker that held it or null) for each; or one row:
 --   already, unknown.
 -- Locks: queue rows for update, waited for, in order of id; children are read by a statement after it, so a tick that
---   adds some is seen.
+--   adds some is seen. The parent's row skip locked: if it is, word is left in zart_signals.
 -- Index: unique index on execution_id, primary keys, zart_executions_child.
 create function :schema.zart_cancel_1(p_bucket smallint, p_execution_id text)
 returns table(what text, id bigint, worker bigint) language plpgsql
@@ -50,9 +50,20 @@ begin
           insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, attempts, name)
           values (p_bucket, v_root.parent, v_root.parent_run, v_root.parent_key, 0, 3, 4, v_root.attempt + 1,
                   v_root.step_name)
-          on conflict do nothing returning 1)
+          on conflict do nothing returning 1),
+        free as materialized (
+          select q.id from kept, lateral (select z.id from :schema.zart_queue z
+                                          where z.bucket = p_bucket and z.id = v_root.parent and z.run = v_root.parent_run
+                                          for no key update skip locked) q),
+        told as (
+          update :schema.zart_queue q
+          set done = q.done + 1,
+              run_at = case when q.worker is null and q.waiting and q.done + 1 >= q.done_at
+                            then least(q.run_at, v_now) else q.run_at end
+          from free f where q.bucket = p_bucket and q.id = f.id
+          returning 1)
         insert into :schema.zart_signals(bucket, id, run, n)
-        select p_bucket, v_root.parent, v_root.parent_run, 1 from kept;
+        select p_bucket, v_root.parent, v_root.parent_run, 1 from kept where not exists (select from told);
       end if;
       v_first := false;
     end if;
