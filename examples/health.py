@@ -8,8 +8,8 @@ From the directory above this one, serve it, and in a second shell ask for a rou
     zart wait round-1 --embedded ./db
     zart list --parent round-1 --embedded ./db
 
-Each check is a work item of its own: it is retried by itself, and whichever worker is free takes it. The round waits in no
-process. Kill workers meanwhile: no check that has ended is made again.
+Each check is a work item of its own: it is retried by itself, and whichever worker is free takes it. The round waits in
+no process. Kill workers meanwhile: no check that has ended is made again.
 """
 
 from __future__ import annotations
