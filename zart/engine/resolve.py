@@ -303,9 +303,10 @@ def _refusal(batch: Batch, error: Exception) -> dict[str, object]:
     else:
         what = "the execution's result"
     state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else "not encodable"
+    remedy = "pass smaller or simpler values" if children and not names else "return a smaller or simpler value"
     return {
         "kind": "refused",
         "type": "SerializationError",
-        "message": f"PostgreSQL refused {what} (SQLSTATE {state}); return a smaller or simpler value",
+        "message": f"PostgreSQL refused {what} (SQLSTATE {state}); {remedy}",
         "step": names[0] if len(names) == 1 else None,
     }
