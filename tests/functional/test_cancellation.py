@@ -353,6 +353,7 @@ async def test_a_cancel_that_races_the_end_has_one_winner(database: Database) ->
     @zart_step("some-{n}")
     async def some(n: int) -> int:
         await asyncio.sleep(chance.random() * 0.03)
+        RAN[f"step of {zart.context().execution_id}"] += 1
         return n
 
     @zart_durable("short")
@@ -364,9 +365,12 @@ async def test_a_cancel_that_races_the_end_has_one_winner(database: Database) ->
         return number
 
     async def cancel_some_time(scheduler: PostgresScheduler, number: int) -> bool:
-        """Cancel when so many bodies have come to their end, or its own has: at the latest just before it ends."""
-        moment = chance.random() * 0.3 * count
-        await eventually(lambda: RAN.total() >= moment or RAN[f"body {number}"], every=0.002)
+        """Cancel at once, after some of its steps, or when its body has come to its end."""
+        steps = chance.randrange(5)
+        if steps == 4:
+            await eventually(lambda: RAN[f"body {number}"], every=0.002)
+        else:
+            await eventually(lambda: RAN[f"step of {ids[number]}"] >= steps, every=0.002)
         return await scheduler.cancel(ids[number])
 
     async with (

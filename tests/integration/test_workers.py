@@ -183,7 +183,6 @@ class TestCancel:
         child = Child(parent.id, 1, 7, "child", "task", worker.lanes[0])
         await worker.tick(moves=[Move(parent.id, 1, Verb.PARK, done_at=1)], children=[child])
         await executions.cancel(worker.connection, worker.schema, worker.bucket, f"zart:{parent.id}/1/child")
-        assert await journal.deliver_signals(worker.connection, worker.schema, worker.bucket) == (1, 1)
         [again] = await worker.claim()
         assert (again.id, again.done) == (parent.id, 1)
         [kept] = await queue.read_checkpoints(worker.connection, worker.schema, worker.bucket, [parent.id], [1], [7])
