@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -174,6 +175,30 @@ async def test_a_registry_without_durables_and_a_database_without_schema_are_ref
             await worker.ready()
         with pytest.raises(DatabaseError, match="zart migrate"):
             await running
+
+
+async def test_a_worker_that_is_busy_takes_up_what_comes_meanwhile(database: Database) -> None:
+    @zart_step("step-{number}")
+    async def step(number: int) -> None: ...
+
+    @zart_durable("endless")
+    async def endless() -> None:
+        for number in itertools.count():
+            await step(number)
+
+    served = registry()
+    served.register(endless)
+    async with PostgresScheduler.connect(database.dsn) as scheduler:
+        worker = Worker(scheduler, served)
+        running = asyncio.create_task(worker.run())
+        await scheduler.start_for(endless, "busy")
+        await eventually(lambda: worker.place.words[TICKS] > 20)
+        await asyncio.sleep(1.5)  # nobody thinks any more that it is idle
+        for number in range(8):  # in each bucket some
+            await scheduler.start_and_wait_for(greeting, f"g{number}", "ada", timeout=3)
+        await scheduler.cancel("busy")
+        worker.stop()
+        await asyncio.wait_for(running, 5)
 
 
 async def test_an_open_transaction_that_holds_a_queue_row_delays_no_other_execution(database: Database) -> None:

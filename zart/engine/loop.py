@@ -38,6 +38,7 @@ from zart.store import journal, queue, workers
 log = logging.getLogger("zart.engine")
 
 BEAT = 0.1
+ASK_EVERY = 0.02  # a worker that ticks anyway
 LOOK_EVERY = 2  # beats; every one when bodies wait
 ALWAYS = -1  # a number of wake-ups that never is
 LOOK_AT_TURNS_OLDER_THAN = 0.5
@@ -83,6 +84,7 @@ class WorkerLoop:
         self._questions: list[asyncio.Future[datetime]] = []
         self._sleeper: asyncio.Future[None] | None = None
         self._hungry: set[int] = set()
+        self._asked: dict[int, float] = {}  # the loop's time of the last claim in a bucket
         self._apart: set[int] = set()
         self._alone: Turn | None = None
         self._lanes: list[int] = []
@@ -97,6 +99,7 @@ class WorkerLoop:
         self._turn_about = self._woken = 0
         self._look_due = False
         self._draining = self._running = self._over = False
+        self._beats_per_poll = max(1, round(config.poll_seconds / BEAT))
 
     # -- open
 
@@ -215,17 +218,23 @@ class WorkerLoop:
         if wanted is None and not waiting:
             return
         bucket = self._next_bucket(waiting, wanted)
-        if bucket in self._hungry:
+        # Nobody wakes a worker that ticks: it looks for work by itself.
+        asks = bucket in self._hungry or self._loop.time() - self._asked.get(bucket, 0.0) >= ASK_EVERY
+        if asks:
             await self._refresh_lanes()
         batch = self.rows.take(bucket)
-        free = self._free_slots(batch) if bucket in self._hungry else 0
+        free = self._free_slots(batch) if asks else 0
+        if free:
+            self._asked[bucket] = self._loop.time()
         woken = self._woken
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
         if answer is None:
             return
         if batch.children or answer.risen:
             self._rouse(bucket)
-        elif free and len(answer.claims) < free and answer.lease_live and woken == self._woken:
+        elif free and len(answer.claims) == free:
+            self._hungry.add(bucket)
+        elif free and answer.lease_live and woken == self._woken:
             self._hungry.discard(bucket)
         self._accept(bucket, answer, free)
         if free and not answer.claims and not self.turns and bucket in self._apart:
@@ -489,6 +498,9 @@ class WorkerLoop:
             self.place.held = len(self.turns)
             if self._draining and self._session.lost and not any(turn.is_running() for turn in self.turns.values()):
                 self._give_up()
+            if self.turns and self._session.buckets > 1 and beats % self._beats_per_poll == 0:
+                self._hungry.update(range(self._session.buckets))  # it may tick in one of them only
+                self._kick()
             waiting = [turn for turn in self.turns.values() if turn.waits]
             if self.turns and (beats % LOOK_EVERY == 0 or waiting):
                 self._look_due = True
