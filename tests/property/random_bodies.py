@@ -45,7 +45,11 @@ class Workflow:
         async def random() -> Any:
             return await self._all(self.nodes, "")
 
-        @zart_durable("child", retry=again)
+        async def mend(path: str, failure: zart.ZartError) -> Any:
+            nodes = self._children[path].mended
+            return None if nodes is None else [type(failure).__name__, *await self._all(nodes, f"{path}.mend")]
+
+        @zart_durable("child", retry=again, on_failure=mend)
         async def child(path: str) -> Any:
             done = await self._all(self._children[path].nodes, path)
             if self._children[path].fails:

@@ -73,10 +73,11 @@ class FailOnce:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A child execution, which fails at its end if it is told to."""
+    """A child execution, which fails at its end if it is told to; `mended`: what its failure handler does, if any."""
 
     nodes: tuple[Node, ...]
     fails: bool
+    mended: tuple[Node, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def with_children(leaves: st.SearchStrategy[Node], steps: st.SearchStrategy[Step
     """Leaves, and child executions of them, which have some in turn."""
     nodes: st.SearchStrategy[Node] = st.one_of(leaves, fans(steps))
     for _ in range(DEPTH):
-        children = st.builds(Child, st.lists(nodes, min_size=1, max_size=2).map(tuple), st.booleans())
+        some = st.lists(nodes, min_size=1, max_size=2).map(tuple)
+        children = st.builds(Child, some, st.booleans(), st.one_of(st.none(), some))
         nodes = st.one_of(leaves, fans(st.one_of(steps, children)), children)
     return nodes
 

@@ -147,7 +147,7 @@ async def stored_by_family(engine: Engine, execution_id: str) -> dict[str, float
     )
     await connection.close()
     assert_each_once(row["name"] for row in rows)
-    return {row["name"]: row["created_at"].timestamp() for row in rows}
+    return {row["name"].removeprefix("on_failure/"): row["created_at"].timestamp() for row in rows}
 
 
 async def offer(engine: Engine, execution_id: str, nodes: tuple[Node, ...]) -> None:
