@@ -73,7 +73,8 @@ class VerbRow(NamedTuple):
 
     def size(self) -> int:
         """How many bytes of values it carries."""
-        return _bytes_of(self.output, self.error) + sum(len(child.input) for child in self.children)
+        size = _bytes_of(self.output, self.error)
+        return size + sum(len(child.input) for child in self.children) if self.children else size
 
 
 _SENT = len(VerbRow._fields) - 3  # the last three have columns of their own, or none

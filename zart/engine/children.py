@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zart.codec import step_key
 from zart.engine import failure
@@ -65,9 +65,18 @@ class Family:
         self.waits: dict[asyncio.Future[None], set[int]] = {}
         self.known = 0
 
-    def read(self, checkpoints: Mapping[int, Checkpoint]) -> None:
-        """Take in what the journal has."""
-        self.known = sum(1 for one in checkpoints.values() if one.kind == Kind.CHILD and one.epoch == 0)
+    @classmethod
+    def of(cls, turn: Turn) -> Family:
+        """What the journal has of a turn's children."""
+        history = turn.history
+        if history is None:
+            return CHILDLESS
+        known = sum(1 for one in history.checkpoints.values() if one.kind == Kind.CHILD and one.epoch == 0)
+        if not known and not history.made:
+            return CHILDLESS
+        family = cls(turn)
+        family.known = known
+        return family
 
     def schedule(self, spec: ChildSpec) -> Child:
         """Scope.schedule."""
@@ -142,7 +151,7 @@ class Family:
 
     def unwanted(self) -> int | None:
         """How many were left by earlier passes and never scheduled by this one; None for none."""
-        history = self.turn.history
+        history = None if self is CHILDLESS else self.turn.history
         return None if history is None else len(history.made - self.by_key.keys()) or None
 
     # -- news
@@ -170,3 +179,7 @@ class Family:
                 self.waits[heard] = left = missing - news
                 if not left and not heard.done():
                     heard.set_result(None)
+
+
+CHILDLESS = Family(cast("Any", None))
+"""Of turns that have scheduled nothing: it holds no turn, so that these are freed without the garbage collector."""

@@ -21,7 +21,7 @@ from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from zart.engine import failure, handler, waits
 from zart.engine.attempt import TRX_BELONGS, StepRun
 from zart.engine.batch import NEVER
-from zart.engine.children import Child, Family
+from zart.engine.children import CHILDLESS, Child, Family
 from zart.engine.host import Host
 from zart.engine.replay import Checkpoint, History
 from zart.engine.retry import delay_before_retry
@@ -119,7 +119,7 @@ class Turn:
         self.events: dict[int, asyncio.Future[Checkpoint]] = {}
         self.refusals: dict[asyncio.Task[Any] | None, int] = {}
         self.unread: set[int] = set()  # those of them that nobody has looked for yet
-        self.family = Family(self)
+        self.family = CHILDLESS
         self.done_at = NEVER
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.abandon_timer: asyncio.TimerHandle | None = None
@@ -153,8 +153,8 @@ class Turn:
         self.spec, self.execution_id, self.data, self.attempt, self.loop = spec, execution_id, data, attempt, loop
         self.queue, self.priority, self.parent = queue, priority, parent
         self.began = loop.time()
+        self.family = Family.of(self)
         if self.history is not None:
-            self.family.read(self.history.checkpoints)
             self.first_failure = handler.journaled_failure(self.history)
         self.handled = spec.on_failure is not None and self.first_failure is None
         if self.first_failure is not None:
@@ -565,10 +565,14 @@ class Turn:
     def schedule(self, call: ChildInvocation) -> Child:
         """Scope.schedule."""
         spec = call.as_child()
+        if self.family is CHILDLESS:
+            self.family = Family(self)
         return self.family.schedule(dataclasses.replace(spec, name=self.prefix + spec.name) if self.prefix else spec)
 
     async def wait_for_children(self, children: Sequence[Child]) -> None:
         """Scope.wait_for_children."""
+        if self.family is CHILDLESS:
+            self.family = Family(self)
         await self.family.outcomes(children)
 
     async def trx(self) -> Connection:
