@@ -122,8 +122,9 @@ class Ticker:
     ) -> None:
         """RowSink.end."""
         due_at = None if due is None else self._loop.time() + due
-        row = VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due_at, status, output, error)
-        self.waiting_for(turn.bucket).add_verb(row)
+        batch = self.waiting_for(turn.bucket)
+        batch.verbs.append(VerbRow(turn, turn.id, turn.epoch, verb, seen, done_at, due_at, status, output, error))
+        batch.bytes += len(output or error or b"")
         self._kick()
 
     def make_children(self, turn: Turn, children: tuple[ChildRow, ...]) -> asyncio.Future[Checkpoint | None]:

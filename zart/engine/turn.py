@@ -173,10 +173,11 @@ class Turn:
         context.run(current_scope.set, self)
         # Not by the loop's task factory: an eager one would run the body before it is known which task it is.
         self.main = asyncio.Task(self.host.attribution.wrap(self._run(), self.id), loop=loop, context=context)
-        self.main.add_done_callback(self._end_anyway)
+        self.main.add_done_callback(self._end_anyway, context=context)
 
     def _end_anyway(self, _: object) -> None:
-        """No turn outlives its body unended: a claim that nobody ends is held for ever."""
+        """No turn outlives its body unended: a claim that nobody ends is held for ever. Runs in the body's context."""
+        current_scope.set(None)  # or turn, task and context are a circle, which only the garbage collector frees
         if not self.ended:
             self._end(RuntimeError("the body's task ended without an answer"), None)
 
@@ -185,7 +186,8 @@ class Turn:
         output: bytes | None = None
         try:
             value = await self._invoke()
-            await self._await_started()
+            if self.made or self.tasks or self.family is not CHILDLESS:
+                await self._await_started()
             output = b"null" if self.cut else self._encoded_output(value)
         except BaseException as raised:
             error = raised
