@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -94,6 +95,20 @@ async def test_writes_and_checkpoint_are_committed_by_one_transaction(
         " from notes n, zart.zart_tasks t where t.name = 'write'"
     )
     assert tuple(row or ()) == (True, 1, 1, 1, True, "7")
+
+
+async def test_history_tells_when_the_step_began_and_ended_not_its_transaction(database: Database) -> None:
+    @zart_step("write")
+    async def write() -> None:
+        conn = await zart.trx()
+        SEEN["began"], SEEN["ended"] = await conn.fetchrow(
+            "select now(), clock_timestamp() from (select pg_sleep(0.3)) as slept"
+        )
+
+    await outcome(database, write)
+    (step,) = SEEN["history"]
+    assert SEEN["began"] - timedelta(seconds=0.2) < step.started_at <= SEEN["began"]
+    assert step.finished_at >= SEEN["ended"]
 
 
 async def test_nothing_is_seen_by_others_before_the_step_has_returned(

@@ -25,6 +25,7 @@ class Workflow:
     Attributes:
         unit: seconds of one unit of waits.
         begun: told of each start of a step, by its name.
+        has_database: steps that write do so, into the table `written`, which takes each name once.
         durable: it as a durable function; a failed execution is retried once.
         elsewhere: what has to be registered for its children.
     """
@@ -32,6 +33,7 @@ class Workflow:
     nodes: tuple[Node, ...]
     unit: float
     begun: Callable[[str], None] = field(default=lambda _: None)
+    has_database: bool = False
     durable: DurableWithoutData[Any] = field(init=False)
     elsewhere: list[Any] = field(init=False)
     _child: Durable[str, Any] = field(init=False)
@@ -63,6 +65,7 @@ class Workflow:
         self.durable, self._child = random, child
         self._scheduled = {
             "thread": zart_step("thread")(self._in_thread),
+            "writing": zart_step("writing")(self._writing),
             "declining": zart_step("declining", raises=Declined)(self._declining),
             "once": zart_step("once")(self._failing_once),
             "child once": fails_once,
@@ -121,6 +124,8 @@ class Workflow:
         """A call of it."""
         if node.in_thread:
             return self._scheduled["thread"](name, node.value).named(name)
+        if node.writes:
+            return self._scheduled["writing"](name, node.value).named(name)
         if node.declines:
             return self._scheduled["declining"](name).named(name)
         failing = self._scheduled[f"failing {node.failures - node.gives_up}"]
@@ -141,6 +146,13 @@ class Workflow:
 
     def _in_thread(self, name: str, value: int) -> int:
         self.begun(name)
+        return value
+
+    async def _writing(self, name: str, value: int) -> int:
+        self.begun(name)
+        if self.has_database:
+            conn = await zart.trx()
+            await conn.execute("insert into written values ($1)", name)
         return value
 
     async def _declining(self, name: str) -> int:

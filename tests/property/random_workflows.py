@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step: its value, how often it fails before it gives it, whether it gives up, declines, runs in a thread."""
+    """A step: its value, how often it fails before it gives it, whether it gives up, declines, runs in a thread.
+
+    One that `writes` notes its name in a table, by trx() where there is a database.
+    """
 
     value: int
     failures: int = 0
     gives_up: bool = False
     declines: bool = False
     in_thread: bool = False
+    writes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ def trees(*, may_race: bool) -> st.SearchStrategy[tuple[Node, ...]]:
         st.builds(Step, values, failures=st.integers(1, 3)),
         st.builds(Step, values, failures=st.integers(1, 2), gives_up=st.just(True)),
         st.builds(Step, values, declines=st.just(True)),
+        st.builds(Step, values, writes=st.just(True)),
     )
     offered = st.one_of(st.none(), units if may_race else st.just(0))
     alone: st.SearchStrategy[Node] = st.one_of(

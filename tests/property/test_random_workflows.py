@@ -21,7 +21,7 @@ from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from zart.config import WorkerConfig
 from zart.errors import ExecutionFailed
-from zart.model import EventAnswer, ExecutionStatus, StepRecord
+from zart.model import EventAnswer, ExecutionStatus, Kind, StepRecord
 from zart.testing import Run
 from zart.testing.crashes import Moment, Point
 
@@ -112,48 +112,61 @@ def test_random_workflows_come_to_the_same_end_on_postgresql(
 async def compare_with_postgres(database: Database, nodes: tuple[Node, ...], chance: random.Random) -> None:
     wanted = await end_of(new_run(nodes))
     begun: list[tuple[str, float]] = []
-    workflow = Workflow(nodes, 0.02, lambda name: begun.append((name, time.time())))
+    workflow = Workflow(nodes, 0.02, lambda name: begun.append((name, time.time())), has_database=True)
     execution_id = f"run-{next(numbers)}"
     durable = workflow.durable
     config = WorkerConfig(lease_timeout="1h", park_grace=chance.choice([0.0, 0.01, 1.0]))
     async with Engine(database, [durable, *workflow.elsewhere], config=config, workers=2) as engine:
+        await engine.connection.execute("drop table if exists written; create table written(name text primary key)")
         await eventually(lambda: all(loop.place.ready for loop in engine.loops))
-        await engine.start(execution_id, durable)
-        offers = asyncio.create_task(offer(engine, execution_id, nodes))
+        events = events_of(nodes)
+        async with engine.connection.transaction():
+            await engine.start(execution_id, durable, connection=engine.connection)
+            for name in (name for name, units in events.items() if units == 0):
+                assert await engine.offer(execution_id, name, name, engine.connection) is EventAnswer.ACCEPTED
+        offers = asyncio.create_task(offer(engine, execution_id, events))
         faults = asyncio.create_task(disturb(engine, chance))
         record = await engine.ended(execution_id)
         faults.cancel()
         await offers
         stored = await stored_by_family(engine, execution_id)
+        written = await engine.connection.fetch("select name from written")
     if record.status is ExecutionStatus.COMPLETED:
         assert record.output == wanted
     else:
         assert record.status is ExecutionStatus.FAILED
         assert (record.error["type"], record.error["message"], record.error.get("step")) == wanted
-    assert [name for name, moment in begun if name in stored and moment > stored[name]] == []
+    assert {row["name"] for row in written} <= stored.keys()
+    assert [name for name, moment in begun if moment > stored.get(name, moment)] == []
 
 
 async def stored_by_family(engine: Engine, execution_id: str) -> dict[str, float]:
-    """When the results of it and all under it were stored, by name: no two of their operations share one."""
+    """When the results of it and all under it were stored, by name: no two of their operations share one.
+
+    The result of a scheduled step that writes stands in its parent's journal, and, from its transaction on, in its own.
+    """
     connection = await engine.database.connect()
     rows = await connection.fetch(
         "with recursive family as ("
-        " select id, run from zart.zart_executions where execution_id = $1"
-        " union all select e.id, e.run from zart.zart_executions e join family f"
+        " select id, run, step_name from zart.zart_executions where execution_id = $1"
+        " union all select e.id, e.run, e.step_name from zart.zart_executions e join family f"
         " on e.parent = f.id and e.parent_run = f.run)"
-        " select t.name, t.created_at from zart.zart_tasks t join family f on t.id = f.id and t.run = f.run"
-        " where t.kind not in (4, 5)",
+        " select t.name, t.created_at, t.name is not distinct from f.step_name as its_own"
+        " from zart.zart_tasks t join family f on t.id = f.id and t.run = f.run"
+        f" where t.kind not in ({Kind.SLEEP:d}, {Kind.WAIT:d}, {Kind.FAILURE:d})"
+        " order by t.created_at desc",
         execution_id,
     )
     await connection.close()
-    assert_each_once(row["name"] for row in rows)
+    assert_each_once(row["name"] for row in rows if not row["its_own"])
     return {row["name"].removeprefix("on_failure/"): row["created_at"].timestamp() for row in rows}
 
 
-async def offer(engine: Engine, execution_id: str, nodes: tuple[Node, ...]) -> None:
-    for name, units in sorted(events_of(nodes).items(), key=lambda each: each[1]):
+async def offer(engine: Engine, execution_id: str, events: dict[str, int]) -> None:
+    for name, units in sorted(events.items(), key=lambda each: each[1]):
         await asyncio.sleep(units * 0.02)
-        assert await engine.offer(execution_id, name, name) in (EventAnswer.ACCEPTED, EventAnswer.FINISHED)
+        if units:
+            assert await engine.offer(execution_id, name, name) in (EventAnswer.ACCEPTED, EventAnswer.FINISHED)
 
 
 async def disturb(engine: Engine, chance: random.Random) -> None:

@@ -104,11 +104,19 @@ class Engine:
     def bucket(self, execution_id: str) -> int:
         return bucket_of(execution_id, self.database.buckets)
 
-    async def start(self, execution_id: str, durable: DurableExecution[Any, Any], data: Any = None) -> None:
+    async def start(
+        self,
+        execution_id: str,
+        durable: DurableExecution[Any, Any],
+        data: Any = None,
+        *,
+        connection: asyncpg.Connection | None = None,
+    ) -> None:
+        """Start an execution, in the connection's transaction if there is one."""
         spec = durable.spec
-        connection = await self.database.connect()
+        mine = await self.database.connect() if connection is None else connection
         await executions.start(
-            connection,
+            mine,
             self.schema,
             self.bucket(execution_id),
             [execution_id],
@@ -119,7 +127,8 @@ class Engine:
             max_retries=spec.retry.retries,
             timeout=spec.timeout,
         )
-        await connection.close()
+        if connection is None:
+            await mine.close()
 
     async def offer(
         self, execution_id: str, name: str, payload: Any, connection: asyncpg.Connection | None = None
@@ -171,11 +180,11 @@ class Engine:
     # -- faults
 
     async def cut_connections(self) -> int:
-        """End the database sessions of all workers."""
+        """End the database sessions of all workers, those of steps' transactions too."""
         connection = await self.database.connect()
         count: int = await connection.fetchval(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity"
-            " where application_name = 'zart worker' and datname = current_database()"
+            " where application_name in ('zart worker', 'zart trx') and datname = current_database()"
         )
         await connection.close()
         return count

@@ -20,6 +20,7 @@ as $$
 declare
   v_run int;
   v_result json := convert_from(p_result, 'UTF8')::json;
+  v_now timestamptz := clock_timestamp();  -- now() is when the step's transaction began
 begin
   marked := coalesce(current_setting('zart.trx', true) = 'open', false); held := false; stored := false;
   if marked then
@@ -33,8 +34,9 @@ begin
       held := found;
     end if;
     if held then
-      insert into :schema.zart_tasks(bucket, id, run, step_key, epoch, kind, status, attempts, seconds, name, result)
-      values (p_bucket, p_id, v_run, p_key, p_epoch, 1, 1, p_attempts, p_seconds, p_name, v_result)
+      insert into :schema.zart_tasks(
+        bucket, id, run, step_key, epoch, kind, status, attempts, seconds, name, result, created_at)
+      values (p_bucket, p_id, v_run, p_key, p_epoch, 1, 1, p_attempts, p_seconds, p_name, v_result, v_now)
       on conflict do nothing;
       stored := found;
     end if;
