@@ -179,12 +179,13 @@ class Engine:
 
     # -- faults
 
-    async def cut_connections(self) -> int:
-        """End the database sessions of all workers, those of steps' transactions too."""
+    async def cut_connections(self, *of: str) -> int:
+        """End the database sessions of these names, by default those in which workers tick."""
         connection = await self.database.connect()
         count: int = await connection.fetchval(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity"
-            " where application_name in ('zart worker', 'zart trx') and datname = current_database()"
+            " where application_name = any($1) and datname = current_database()",
+            of or ["zart worker"],
         )
         await connection.close()
         return count
