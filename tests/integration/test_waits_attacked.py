@@ -387,7 +387,7 @@ async def test_a_body_ends_in_a_loop_whose_tasks_begin_at_once(database: Databas
 async def test_turns_that_are_put_down_are_forgotten_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zart.engine.turn.ABANDON_AFTER", 1_000.0)  # a timer that keeps them would do so for long
+    monkeypatch.setattr("zart.engine.life.ABANDON_AFTER", 1_000.0)  # a timer that keeps them would do so for long
 
     @zart_durable("sleeps")
     async def sleeps() -> None:

@@ -14,8 +14,8 @@ from zart.config import MAX_TICK_BYTES, MAX_TICK_ROWS
 from zart.model import Verb
 
 if TYPE_CHECKING:
+    from zart.engine.life import TurnLife
     from zart.engine.replay import Checkpoint
-    from zart.engine.turn import Turn
 
 NEVER = 2**31 - 1
 
@@ -23,7 +23,7 @@ NEVER = 2**31 - 1
 class CheckpointRow(NamedTuple):
     """One journal row to write. `stored` gets None when it was stored as it is, else what stands there instead."""
 
-    turn: Turn
+    turn: TurnLife
     stored: asyncio.Future[Checkpoint | None]
     id: int
     epoch: int
@@ -57,7 +57,7 @@ class VerbRow(NamedTuple):
     `stored`, if there is one, is resolved when a HOLD is applied. `busy`: how often its row was locked by others.
     """
 
-    turn: Turn
+    turn: TurnLife
     id: int
     epoch: int
     verb: int
@@ -112,12 +112,12 @@ class Batch:
         """How many of its turns end, freeing their slots."""
         return sum(1 for row in self.verbs if row.verb != Verb.HOLD)
 
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[TurnLife]:
         """The turns it has rows of, each once."""
         turns = [row.turn for row in self.checkpoints] + [row.turn for row in self.verbs]
         return list(dict.fromkeys(turns))
 
-    def only(self, turns: Iterable[Turn]) -> Batch:
+    def only(self, turns: Iterable[TurnLife]) -> Batch:
         """The rows of these turns."""
         wanted, part = set(turns), Batch(self.bucket)
         for row in self.checkpoints:

@@ -13,6 +13,7 @@ from zart.model import Verb
 
 if TYPE_CHECKING:
     from zart.engine.children import Child
+    from zart.engine.life import TurnLife
     from zart.engine.replay import Checkpoint
     from zart.engine.transactions import Transactions
     from zart.engine.turn import Turn
@@ -23,7 +24,7 @@ class RowSink(Protocol):
 
     def checkpoint(
         self,
-        turn: Turn,
+        turn: TurnLife,
         key: int,
         kind: int,
         status: int,
@@ -39,7 +40,7 @@ class RowSink(Protocol):
 
     def end(
         self,
-        turn: Turn,
+        turn: TurnLife,
         verb: Verb,
         *,
         seen: int | None = None,

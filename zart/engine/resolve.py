@@ -19,6 +19,7 @@ import asyncpg
 
 from zart.engine import failure
 from zart.engine.batch import Batch, CheckpointRow, VerbRow
+from zart.engine.life import TurnLife
 from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
@@ -198,7 +199,7 @@ class Resolver:
             if row.verb == Verb.HANDLE:
                 self._failures.tell(row)
 
-    def lose(self, turn: Turn) -> None:
+    def lose(self, turn: TurnLife) -> None:
         """The claim is gone: cancelled, or taken over. Whatever the body still does is not recorded."""
         if self.turns.get(turn.id) is turn:
             del self.turns[turn.id]

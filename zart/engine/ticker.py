@@ -13,9 +13,9 @@ from time import monotonic_ns, perf_counter
 from typing import Any
 
 from zart.engine.batch import Batch, CheckpointRow, ChildRow, VerbRow
+from zart.engine.life import TurnLife
 from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
-from zart.engine.turn import Turn
 from zart.metrics import TICK_DURATION, TICK_ROWS, TICKS, Place
 from zart.model import Verb
 from zart.store.statements import statement
@@ -84,7 +84,7 @@ class Ticker:
 
     def checkpoint(
         self,
-        turn: Turn,
+        turn: TurnLife,
         key: int,
         kind: int,
         status: int,
@@ -110,7 +110,7 @@ class Ticker:
 
     def end(
         self,
-        turn: Turn,
+        turn: TurnLife,
         verb: Verb,
         *,
         seen: int | None = None,
@@ -127,7 +127,7 @@ class Ticker:
         batch.bytes += len(output or error or b"")
         self._kick()
 
-    def make_children(self, turn: Turn, children: tuple[ChildRow, ...]) -> asyncio.Future[Checkpoint | None]:
+    def make_children(self, turn: TurnLife, children: tuple[ChildRow, ...]) -> asyncio.Future[Checkpoint | None]:
         """Make children of a held execution; all of them, or none if its claim is gone."""
         future: asyncio.Future[Checkpoint | None] = self._loop.create_future()
         row = VerbRow(turn, turn.id, turn.epoch, Verb.HOLD, children=children, stored=future)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from zart.config import DEFAULT_MAX_RESULT_BYTES
 from zart.engine.batch import VerbRow
 from zart.engine.children import Child
+from zart.engine.life import ABANDON_AFTER, TurnLife
 from zart.engine.replay import Checkpoint, History
 from zart.engine.spec import DurableSpec
-from zart.engine.turn import ABANDON_AFTER, Turn
+from zart.engine.turn import Turn
 from zart.metrics import Place
 from zart.model import Kind, Verb
 from zart.testing.crashes import Moment
@@ -148,7 +149,7 @@ class Pass:
 
     def checkpoint(
         self,
-        turn: Turn,
+        turn: TurnLife,
         key: int,
         kind: int,
         status: int,
@@ -186,7 +187,7 @@ class Pass:
 
     def end(
         self,
-        turn: Turn,
+        turn: TurnLife,
         verb: Verb,
         *,
         seen: int | None = None,
