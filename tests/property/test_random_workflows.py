@@ -170,7 +170,7 @@ async def offer(engine: Engine, execution_id: str, events: dict[str, int]) -> No
 
 
 async def disturb(engine: Engine, chance: random.Random) -> None:
-    """A worker is taken over as if it were dead, or all lose their connections, those of transactions too, every now and then."""
+    """A worker is taken over as if it were dead, or all lose their connections, also in steps, every now and then."""
     for _ in range(chance.randint(0, 5)):
         await asyncio.sleep(chance.random() * 0.08)
         if chance.random() < 0.7:
