@@ -1,4 +1,4 @@
-"""Every test here runs in each mode of tests/support/modes.py."""
+"""Every test here runs in each mode of tests/support/modes.py, and finds nothing noted by those before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import steps
 from tests.support.engine import Engine
 from tests.support.modes import Mode
 
@@ -16,3 +17,10 @@ def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     Engine.mode = request.param
     yield request.param
     Engine.mode = Mode.AS_IS
+
+
+@pytest.fixture(autouse=True)
+def _nothing_has_run() -> Iterator[None]:
+    steps.forget()
+    yield
+    steps.let_go()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,30 +16,19 @@ from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import has, is_waiting, operations, parked
 from tests.support.modes import Mode
+from tests.support.steps import GATES, PARKED, RAN, note
 from zart import zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.errors import NotInExecution, StepFailed
 from zart.model import ExecutionStatus
 
-RAN: collections.Counter[str] = collections.Counter()
 TASKS: list[asyncio.Task[Any]] = []
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
-
-PARKED = WorkerConfig(lease_timeout="1h", park_grace=0)
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    RAN.clear()
     TASKS.clear()
-    GATES.clear()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
 
 
 @zart_step("fails")

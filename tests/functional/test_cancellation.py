@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import random
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,65 +15,12 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import has, left_in_queue, operations, parked
+from tests.support.steps import GATES, KEPT, PARKED, RAN, RELEASED, blocked, endless, note, retried, sleeping, waiting
 from zart import PostgresScheduler, zart_durable, zart_step
 from zart.cli.main import answer
 from zart.config import WorkerConfig
 from zart.errors import ExecutionCancelled
 from zart.model import ExecutionStatus
-
-RAN: collections.Counter[str] = collections.Counter()
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-RELEASED = threading.Event()
-
-KEPT = WorkerConfig(lease_timeout="1h", park_grace="1h")
-PARKED = WorkerConfig(lease_timeout="1h", park_grace=0)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    RAN.clear()
-    GATES.clear()
-    RELEASED.clear()
-    yield
-    RELEASED.set()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
-
-
-@zart_step("endless")
-async def endless() -> None:
-    RAN["endless"] += 1
-    try:
-        await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        RAN["interrupted"] += 1
-        raise
-
-
-@zart_step("blocked")
-def blocked() -> str:
-    RAN["blocked"] += 1
-    RELEASED.wait(30)
-    RAN["unblocked"] += 1
-    return "late"
-
-
-@zart_step("retried", retry="fixed(9, 1h)")
-async def retried() -> None:
-    RAN["retried"] += 1
-    raise ValueError("not yet")
-
-
-async def sleeping() -> None:
-    await zart.sleep("nap", "1h")
-
-
-async def waiting() -> None:
-    await zart.wait_for_event("go")
 
 
 async def running() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,26 +14,14 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import is_waiting
+from tests.support.steps import GATES, PARKED, RAN
 from zart import BusinessErr, Ok, ZartErr, zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.errors import ChildFailed, DuplicateStepName, NotInBody, StepFailed, StepNotRegistered
 from zart.model import ExecutionStatus
 from zart.store import executions
 
-RAN: collections.Counter[str] = collections.Counter()
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-
-PARKED = WorkerConfig(lease_timeout="1h", park_grace=0)
 ONE_SLOT = WorkerConfig(lease_timeout="1h", max_concurrent_tasks=1)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    RAN.clear()
-    GATES.clear()
-    yield
-    for gate in GATES.values():
-        gate.set()
 
 
 @dataclass

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -17,59 +15,10 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import crash, has, left_in_queue, operations, parked
-from zart import zart_durable, zart_step
+from tests.support.steps import KEPT, RAN, RELEASED, blocked, endless, note, retried, sleeping, waiting
+from zart import zart_durable
 from zart.config import WorkerConfig
 from zart.model import ExecutionRecord, ExecutionStatus
-
-RAN: collections.Counter[str] = collections.Counter()
-RELEASED = threading.Event()
-
-KEPT = WorkerConfig(lease_timeout="1h", park_grace="1h")
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    RAN.clear()
-    RELEASED.clear()
-    yield
-    RELEASED.set()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
-
-
-@zart_step("endless")
-async def endless() -> None:
-    RAN["endless"] += 1
-    try:
-        await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        RAN["interrupted"] += 1
-        raise
-
-
-@zart_step("blocked")
-def blocked() -> str:
-    RAN["blocked"] += 1
-    RELEASED.wait(30)
-    return "late"
-
-
-@zart_step("retried", retry="fixed(9, 1h)")
-async def retried() -> None:
-    RAN["retried"] += 1
-    raise ValueError("not yet")
-
-
-async def sleeping() -> None:
-    await zart.sleep("nap", "1h")
-
-
-async def waiting() -> None:
-    await zart.wait_for_event("go")
 
 
 async def waiting_with_timeout() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import time
 from typing import Any
 
@@ -14,28 +13,21 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import crash, left_in_queue, operation, parked
+from tests.support.steps import RAN, note
 from zart import zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.duration import RetryConfig
 from zart.errors import NonRetryable, StepFailed
 from zart.model import ExecutionStatus
 
-RAN: collections.Counter[str] = collections.Counter()
 PASSES: list[tuple[int, bool]] = []
 BEGAN: list[float] = []
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    RAN.clear()
     PASSES.clear()
     BEGAN.clear()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
 
 
 @zart_step("third-time")

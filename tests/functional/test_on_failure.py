@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +13,18 @@ from tests.support.database import Database
 from tests.support.engine import Engine, refuse_results_like
 from tests.support.eventually import eventually
 from tests.support.facts import left_in_queue, operation, operations, parked
+from tests.support.steps import RAN, note
 from zart import BodyFailed, Failure, RetriesExhausted, StepFailed, zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.durable import Durable, DurableExecution
 from zart.model import ExecutionStatus
 from zart.store import executions
 
-RAN: collections.Counter[str] = collections.Counter()
 MET: list[Failure] = []
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    RAN.clear()
     MET.clear()
 
 
@@ -37,12 +35,6 @@ class Refused(Exception):
 @dataclass
 class Order:
     item: str
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
 
 
 @zart_step("broken")

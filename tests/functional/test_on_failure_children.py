@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 from typing import Any
-
-import pytest
 
 import zart
 from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import left_in_queue
-from zart import ChildFailed, Failure, zart_durable, zart_step
+from tests.support.steps import GATES, RAN, hang, note
+from zart import ChildFailed, Failure, zart_durable
 from zart.config import WorkerConfig
-
-RAN: collections.Counter[str] = collections.Counter()
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> None:
-    RAN.clear()
-    GATES.clear()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
-
-
-@zart_step("hang-{text}")
-async def hang(text: str) -> str:
-    RAN[text] += 1
-    await GATES[text].wait()
-    return text
 
 
 async def fail() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,35 +14,11 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import crash, has, operations, parked
+from tests.support.steps import GATES, PARKED, RAN, hang, note
 from zart import DeadlineExceeded, Failure, NonRetryable, zart_durable, zart_step
-from zart.config import WorkerConfig
 from zart.errors import EventTimeout
 from zart.model import EventAnswer, ExecutionStatus
 from zart.store import executions
-
-RAN: collections.Counter[str] = collections.Counter()
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-
-PARKED = WorkerConfig(lease_timeout="1h", park_grace=0)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> None:
-    RAN.clear()
-    GATES.clear()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
-
-
-@zart_step("hang-{text}")
-async def hang(text: str) -> str:
-    RAN[text] += 1
-    await GATES[text].wait()
-    return text
 
 
 async def fail() -> Any:

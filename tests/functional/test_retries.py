@@ -16,6 +16,7 @@ from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import crash, has, operation, parked
 from tests.support.modes import Mode
+from tests.support.steps import GATES
 from zart import zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.duration import RetryConfig
@@ -24,14 +25,12 @@ from zart.model import ExecutionStatus
 
 TRIES: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
 ATTEMPTS: list[tuple[int, bool]] = []
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
     TRIES.clear()
     ATTEMPTS.clear()
-    GATES.clear()
 
 
 def begin_try(name: str) -> int:

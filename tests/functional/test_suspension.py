@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import gc
 import logging
@@ -18,26 +17,10 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from tests.support.facts import crash, has, left_in_queue, operation, operations, parked
+from tests.support.steps import GATES, PARKED, RAN, note
 from zart import PostgresScheduler, zart_durable, zart_step
 from zart.config import WorkerConfig
 from zart.model import ExecutionStatus
-
-RAN: collections.Counter[str] = collections.Counter()
-GATES: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-
-PARKED = WorkerConfig(lease_timeout="1h", park_grace=0)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> None:
-    RAN.clear()
-    GATES.clear()
-
-
-@zart_step("note-{text}")
-async def note(text: str) -> str:
-    RAN[text] += 1
-    return text
 
 
 @zart_step("gated")

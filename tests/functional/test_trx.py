@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 from typing import Any
 
 import asyncpg
-import pytest
 
 import zart
 from tests.support.database import Database
 from tests.support.engine import Engine
+from tests.support.steps import RAN
 from zart import WorkerConfig, zart_durable, zart_step
 from zart.errors import StepFailed
 from zart.model import ExecutionStatus
-
-RAN: collections.Counter[str] = collections.Counter()
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> None:
-    RAN.clear()
 
 
 class Declined(Exception): ...
