@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import threading
+import time
 
 import zart
 from zart import zart_step
@@ -29,10 +30,12 @@ def forget() -> None:
 
 
 def let_go() -> None:
-    """Whatever still waits goes on."""
+    """Whatever still waits goes on; what runs in threads has ended."""
     RELEASED.set()
     for gate in GATES.values():
         gate.set()
+    while RAN["unblocked"] < RAN["blocked"]:
+        time.sleep(0.001)
 
 
 @zart_step("note-{text}")
