@@ -130,18 +130,6 @@ async def test_control_can_be_killed_at_any_time(made: Database, connection: asy
     assert await effects(made) == 1 + 50 * workflows.STEPS
 
 
-async def test_a_worker_that_blocks_its_loop_past_the_limit_is_killed(
-    made: Database, connection: asyncpg.Connection
-) -> None:
-    with Fleet(made, config={"lease_timeout": 30}, options={"stall_timeout": 1.0}) as fleet:
-        await fleet.ready()
-        await start(made, "blocking", {"b": 600.0})
-        await _begun(made, 2)
-        assert len(await connection.fetch("select distinct pid from effects")) == 2
-        fleet.send(signal.SIGQUIT)
-        assert fleet.end()[1]["DEATHS"] >= 1
-
-
 async def test_lost_connections_cost_nothing(made: Database, connection: asyncpg.Connection) -> None:
     with Fleet(made) as fleet:
         await fleet.ready()

@@ -1,4 +1,4 @@
-"""How the arbiter keeps a fleet whole (stalls, recycling, reloads, size, failed starts), with children of no database."""
+"""How the arbiter keeps a fleet whole: stalls, recycling, reloads, size, failed starts. No child uses a database."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ def _company(orders: Path) -> list[int]:
 # Stalls
 
 
-async def test_a_stalled_worker_is_reported_with_its_stack_then_killed_then_released(orders: Path) -> None:
+@pytest.mark.parametrize("how", ["asleep", "computing"])
+async def test_a_stalled_worker_is_reported_with_its_stack_then_killed(orders: Path, how: str) -> None:
     with stand_ins(orders, stall=1.0, log_format="json") as fleet:
         stalled, _ = await workers_of(orders)
         worker_id = int((orders / f"worker-{stalled}").read_text())
-        order(orders, f"still-{stalled}")
+        order(orders, f"still-{stalled}", how)
         await _logged(fleet, "is killed")
         await eventually(lambda: deaths_in(orders))
         assert deaths_in(orders) == [f"1 5,{worker_id} [7]"]

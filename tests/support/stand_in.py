@@ -6,6 +6,7 @@
     away        workers find no database
     orphans     workers leave behind a process that ends after its parent
     broken-<pid>  that worker, at work, finds that it cannot go on, with the text of the file
+    still-<pid>  the loop of that worker stands still, in C code if the text is "computing"
     served-<pid>  that worker has served so many executions as the file says
     fat-<pid>   that worker takes so many bytes of memory as the file says
     stubborn    workers ignore SIGTERM
@@ -17,6 +18,7 @@ many workers are at work besides one that begins or ends goes to the file `compa
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -73,8 +75,8 @@ def _work(board: Board, index: int) -> int:
     place, ballast = board.places[index], b""
     while True:
         place.loop_count += 1
-        if _told(f"still-{os.getpid()}") is not None:
-            stand_still()
+        if (how := _told(f"still-{os.getpid()}")) is not None:
+            stand_still(how)
         if (count := _told(f"served-{os.getpid()}")) is not None:
             place.words[EXECUTIONS_COMPLETED] += int(count)
             Path(os.environ["STAND_IN"], f"served-{os.getpid()}").unlink()
@@ -86,9 +88,12 @@ def _work(board: Board, index: int) -> int:
         time.sleep(0.01)
 
 
-def stand_still() -> None:
-    """What a stalled worker is found in."""
-    time.sleep(600)
+def stand_still(how: str) -> None:
+    """What a stalled worker is found in: asleep, or in C code that keeps the interpreter's lock."""
+    if how == "computing":
+        re.fullmatch("(a+)+", "a" * 64 + "b")
+    else:
+        time.sleep(600)
 
 
 def _at_work(places: list[Place]) -> int:
