@@ -93,10 +93,11 @@ async def test_no_child_outlives_an_arbiter_that_was_killed(fleet: Fleet, orders
     await eventually(lambda: not any(is_alive(pid) for pid in members))
 
 
-async def test_a_terminals_interrupt_is_the_arbiters_business_alone(fleet: Fleet, orders: Path) -> None:
+async def test_what_a_terminal_sends_to_all_is_the_arbiters_business_alone(fleet: Fleet, orders: Path) -> None:
     workers, control = await workers_of(orders), await control_of(orders)
     for pid in (*workers, control):
         os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGHUP)
     fleet.send(signal.SIGTERM)
     code, words, _ = fleet.end()
     assert (code, words["DEATHS"]) == (0, 0)
