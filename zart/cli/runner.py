@@ -104,8 +104,8 @@ def runner(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="How long an event loop may be blocked before its worker is reported and killed; by default twice the"
-            " lease.",
+            help="How long an event loop may be blocked before its worker is reported and killed; by default two"
+            " thirds of the lease.",
             rich_help_panel=_SUPERVISION,
         ),
     ] = None,

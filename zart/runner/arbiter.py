@@ -94,6 +94,7 @@ class _Arbiter:
             if not self._stopping:
                 gc.freeze()  # so that no child's collector writes to the pages that it shares
                 _log.info("serving %s with %s", self._options.app, self._workers.counted())
+                self._warn_of_short_leases()
                 self._serve()
                 _log.info("stopped")
             return self._exit_code
@@ -119,6 +120,16 @@ class _Arbiter:
                 ", ".join(names),
             )
         return ""
+
+    def _warn_of_short_leases(self) -> None:
+        stall, lease = self._options.stall_seconds, self._options.config.lease_seconds
+        if stall >= lease:
+            _log.warning(
+                "the stall timeout (%g s) is not shorter than the lease (%g s): what a blocked worker holds is taken"
+                " over before the worker is reported",
+                stall,
+                lease,
+            )
 
     def _try_out(self) -> str:
         """Try everything that a worker needs, in a child that is gone afterwards; give what is wrong, or ""."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from zart.config import DEFAULT_SCHEMA, WorkerConfig
-from zart.duration import Duration, timeout_of
+from zart.duration import Duration, seconds_of
 from zart.errors import InvalidArgument, shown
 from zart.runner.board import MAX_PROCS, Board
 
 LogFormat = Literal["console", "json"]
 
+_LEAST_STALL: Final = 0.5  # shorter pauses are those of a busy machine
+_SHORT_STALL: Final = 5.0
 _LEAST_AGE: Final = 1.0  # below it, workers would do little but start
 _LEAST_RSS: Final = 2**20
 _ROOM: Final = 16
@@ -30,8 +32,8 @@ class RunnerOptions:
         preload: import the app before the workers are forked, so that they share its memory.
         board: memory to use, for one who wants to watch from outside; it must have `procs` places or more.
         log_format: lines for people or one JSON object per line, on stderr.
-        stall_timeout: how long a worker's event loop may stand still before the worker is killed; None stands for
-            twice the lease.
+        stall_timeout: how long a worker's event loop may stand still before the worker is killed (from 0.5 s); None
+            stands for twice the lease.
         max_age: how old a worker may become before it is replaced (from 1 s); None for any age.
         max_executions: how many executions a worker ends or puts down before it is replaced; None for any number.
         max_rss: bytes of memory that a worker may have before it is replaced (from 1 MiB); None for any size.
@@ -58,20 +60,19 @@ class RunnerOptions:
             raise InvalidArgument(f"procs must be from 1 to {MAX_PROCS}, got {self.procs!r}")
         if self.board is not None and len(self.board.places) < self.procs:
             raise InvalidArgument(f"the board has {len(self.board.places)} places, but procs is {self.procs}")
-        _ = timeout_of(self.stall_timeout, "stall_timeout")
-        if (age := self.max_age_seconds) is not None and age < _LEAST_AGE:
-            raise InvalidArgument(f"max_age must be at least {_LEAST_AGE:g} s, got {shown(self.max_age)}")
+        _ = _seconds("stall_timeout", self.stall_timeout, _LEAST_STALL)
+        _ = _seconds("max_age", self.max_age, _LEAST_AGE)
         _at_least("max_executions", self.max_executions, 1)
         _at_least("max_rss", self.max_rss, _LEAST_RSS)
 
     @property
     def stall_seconds(self) -> float:
-        seconds = timeout_of(self.stall_timeout, "stall_timeout")
-        return 2 * self.config.lease_seconds if seconds is None else seconds
+        seconds = _seconds("stall_timeout", self.stall_timeout, _LEAST_STALL)
+        return max(self.config.lease_seconds * 2 / 3, _SHORT_STALL) if seconds is None else seconds
 
     @property
     def max_age_seconds(self) -> float | None:
-        return timeout_of(self.max_age, "max_age")
+        return _seconds("max_age", self.max_age, _LEAST_AGE)
 
     @property
     def most_procs(self) -> int:
@@ -79,6 +80,13 @@ class RunnerOptions:
         if self.board is not None:
             return len(self.board.places)
         return min(MAX_PROCS, max(2 * self.procs, self.procs + _ROOM))
+
+
+def _seconds(name: str, value: Duration | None, least: float) -> float | None:
+    seconds = None if value is None else seconds_of(value, name)
+    if seconds is not None and seconds < least:
+        raise InvalidArgument(f"{name} must be at least {least:g} s, got {shown(value)}")
+    return seconds
 
 
 def _at_least(name: str, value: object, least: int) -> None:
