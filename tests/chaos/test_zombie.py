@@ -45,7 +45,7 @@ async def test_a_worker_that_stood_still_past_its_lease_writes_nothing(
 ) -> None:
     await make_witness(connection)
     inputs = {f"s{n}": 1.0 for n in range(EXECUTIONS)}
-    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stuck_timeout": 3600}) as fleet:
+    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stall_timeout": 3600}) as fleet:
         await fleet.ready()
         await start(database, "slow", inputs)
 

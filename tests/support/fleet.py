@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import orjson
 
@@ -37,6 +39,8 @@ class Fleet:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        within: a command that runs the runner as its last arguments and waits for it, as `unshare`.
+        terminal: its standard input.
     """
 
     database: Database
@@ -46,7 +50,10 @@ class Fleet:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     children: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    within: tuple[str, ...] = ()
+    terminal: int | None = None
     process: subprocess.Popen[str] = field(init=False)
+    _log: IO[str] = field(init=False)
 
     def __enter__(self) -> Self:
         orders = {
@@ -60,12 +67,14 @@ class Fleet:
             "config": self.config,
             "children": self.children,
         }
+        self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
+            [*self.within, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
             cwd=ROOT,
             env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
+            stdin=self.terminal,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
         )
         return self
@@ -75,27 +84,37 @@ class Fleet:
     ) -> None:
         for pid in self.members():
             _signal(pid, signal.SIGCONT)
-        self.process.kill()
-        output, errors = self.process.communicate()
+        for pid in (self.pid, self.process.pid):
+            _signal(pid, signal.SIGKILL)
+        output, _ = self.process.communicate()
         if kind is not None:
-            print(output, errors, file=sys.stderr)
+            print(output, self.log(), file=sys.stderr)
+        self._log.close()
 
     @property
     def pid(self) -> int:
-        return self.process.pid
+        """The arbiter."""
+        if not self.within:
+            return self.process.pid
+        return next((pid for pid, parent, _ in _processes() if parent == self.process.pid), 0)
+
+    def log(self) -> str:
+        """What the runner has written on stderr."""
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode()
 
     def members(self) -> list[int]:
         """Processes that the arbiter has forked and that are alive, in order of age."""
-        return sorted(pid for pid, parent, state in _processes() if parent == self.process.pid and state != "Z")
+        arbiter = self.pid
+        return sorted(pid for pid, parent, state in _processes() if parent == arbiter and state != "Z")
 
     def send(self, number: signal.Signals) -> None:
         """Signal the arbiter."""
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
     def end(self, within: float = 30) -> tuple[int, dict[str, int], str]:
         """Wait for the runner's end: its exit code, the board's header, what it wrote on stderr."""
-        output, errors = self.process.communicate(timeout=within)
-        return self.process.returncode, json.loads(output or "{}"), errors
+        output, _ = self.process.communicate(timeout=within)
+        return self.process.returncode, json.loads(output or "{}"), self.log()
 
     def stop(self, within: float = 30) -> tuple[int, dict[str, int], str]:
         """SIGTERM, then as `end`."""
@@ -115,7 +134,7 @@ class Fleet:
         wanted = self.procs if count is None else count
 
         async def registered() -> list[int]:
-            assert self.process.poll() is None, f"the runner ended: {self.process.communicate()}"
+            assert self.process.poll() is None, f"the runner ended: {self.log()}"
             found = sorted((await self.workers()).values())
             return found if len(found) >= wanted else []
 
@@ -192,17 +211,17 @@ def _processes() -> list[tuple[int, int, str]]:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    with contextlib.suppress(ProcessLookupError):
+        if pid:
+            os.kill(pid, number)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as told in JSON, then write the board's header to stdout."""
     orders = json.loads(arguments[0])
-    board = Board(orders["options"]["procs"])
-    options = RunnerOptions(**orders["options"], config=WorkerConfig(**orders["config"]), board=board)
+    config = WorkerConfig(**orders["config"])
+    board = Board(RunnerOptions(**orders["options"], config=config).most_procs)
+    options = RunnerOptions(**orders["options"], config=config, board=board)
     if orders["children"]:
         from tests.support import stand_in
 

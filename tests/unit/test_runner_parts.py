@@ -55,9 +55,9 @@ def test_procs_out_of_bounds_are_refused(procs: int) -> None:
         RunnerOptions(dsn="postgresql://", app="app", procs=procs)
 
 
-def test_a_board_of_another_size_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="3 places"):
-        RunnerOptions(dsn="postgresql://", app="app", procs=2, board=Board(3))
+def test_a_board_that_is_too_small_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="1 places"):
+        RunnerOptions(dsn="postgresql://", app="app", procs=2, board=Board(1))
 
 
 def test_restarts_come_at_once_first_and_then_ever_later() -> None:
@@ -79,34 +79,34 @@ def test_a_long_life_makes_the_next_death_count_as_the_first() -> None:
     assert seat.due == 0.1
 
 
-def test_a_stuck_worker_is_told_after_the_limit() -> None:
+def test_a_stalled_worker_is_told_after_the_limit() -> None:
     place, watchdog = Place.private(), Watchdog(3.0)
     place.ready = place.pid = 1
-    assert [watchdog.stuck([place], float(now)) for now in range(5)] == [[], [], [], [], [0]]
+    assert [watchdog.stalled([place], float(now)) for now in range(5)] == [{}, {}, {}, {}, {0: 4.0}]
 
 
-def test_a_worker_whose_loop_turns_is_not_stuck() -> None:
+def test_a_worker_whose_loop_turns_is_not_stalled() -> None:
     place, watchdog = Place.private(), Watchdog(3.0)
     place.ready = place.pid = 1
     for now in range(10):
         place.loop_count += now % 2
-        assert watchdog.stuck([place], float(now)) == []
+        assert watchdog.stalled([place], float(now)) == {}
 
 
-def test_a_successor_is_not_stuck_for_its_predecessor() -> None:
+def test_a_successor_is_not_stalled_for_its_predecessor() -> None:
     place, watchdog = Place.private(), Watchdog(3.0)
     place.ready = place.pid = 1
     for now in range(4):
-        watchdog.stuck([place], float(now))
+        watchdog.stalled([place], float(now))
     place.pid = 2
-    assert watchdog.stuck([place], 4.0) == []
+    assert watchdog.stalled([place], 4.0) == {}
 
 
-def test_a_pause_of_the_arbiter_makes_nobody_stuck() -> None:
+def test_a_pause_of_the_arbiter_makes_nobody_stalled() -> None:
     place, watchdog = Place.private(), Watchdog(3.0)
     place.ready = place.pid = 1
-    watchdog.stuck([place], 0.0)
-    assert watchdog.stuck([place], 60.0) == []
+    watchdog.stalled([place], 0.0)
+    assert watchdog.stalled([place], 60.0) == {}
 
 
 def _received(end: socket.socket) -> list[bytes]:

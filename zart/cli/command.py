@@ -32,6 +32,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # A line may quote what was typed.
 _LONGEST_LINE = 1_000
 
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]+)?)([KMG]?)")
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
@@ -132,6 +133,18 @@ def parse_duration(text: str, option: str) -> float:
     except InvalidArgument:
         forms = "500ms, 30s, 10m, 2h or 3d, or a number of seconds"
         raise InvalidArgument(f"{option} must be a duration up to 100 years, as {forms}; got {text!r}") from None
+
+
+def parse_size(text: str, option: str) -> int:
+    """The bytes of a size given on the command line: a number with K, M or G for powers of 1024, or bytes without one.
+
+    Raises:
+        InvalidArgument: it is no size; the message names the option and the accepted forms.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InvalidArgument(f"{option} must be a size, as 512M or 2G, or a number of bytes; got {text!r}")
+    return int(float(found[1]) * 1024 ** " KMG".index(found[2] or " "))
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from zart.cli.command import Version, code_of, open_closed_streams, parse_duration
+from zart.cli.command import Version, code_of, open_closed_streams, parse_duration, parse_size
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, opened, with_default_directory
 from zart.config import WorkerConfig
 from zart.errors import InvalidArgument
@@ -19,6 +20,7 @@ from zart.runner.arbiter import run
 from zart.runner.options import RunnerOptions
 
 _WORKERS = "Workers"
+_SUPERVISION = "Supervision"
 _DEFAULTS = WorkerConfig()
 
 # What the settings are called on the command line.
@@ -30,6 +32,10 @@ _OPTIONS = {
     "max_result_bytes": "--max-result-bytes",
     "trx_pool_size": "--trx-pool-size",
     "procs": "--procs",
+    "stall_timeout": "--stall-timeout",
+    "max_age": "--max-age",
+    "max_executions": "--max-executions",
+    "max_rss": "--max-rss",
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -94,6 +100,37 @@ def runner(
             metavar="N", help="Most connections of each worker for steps that call trx().", rich_help_panel=_WORKERS
         ),
     ] = _DEFAULTS.trx_pool_size,
+    stall_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long an event loop may be blocked before its worker is reported and killed; by default two"
+            " thirds of the lease.",
+            rich_help_panel=_SUPERVISION,
+        ),
+    ] = None,
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Replace workers that are older; by default none.", rich_help_panel=_SUPERVISION
+        ),
+    ] = None,
+    max_executions: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Replace workers that have served so many executions; by default none.",
+            rich_help_panel=_SUPERVISION,
+        ),
+    ] = None,
+    max_rss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Replace workers that need more memory, as 512M or 2G; by default none.",
+            rich_help_panel=_SUPERVISION,
+        ),
+    ] = None,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Import the app once, before the workers are forked.", rich_help_panel=_WORKERS),
@@ -106,6 +143,7 @@ def runner(
     """Run durable functions with a fleet of worker processes, until SIGTERM.
 
     SIGTERM drains: running steps end, the rest is handed back. A second one kills the workers and loses nothing.
+    SIGHUP reloads the code worker by worker; SIGTTIN and SIGTTOU make the fleet larger and smaller by one.
 
     Example: zart-runner --procs 16 --app myapp.workflows --database-url postgresql://zart@db/app
     """
@@ -119,19 +157,21 @@ def runner(
             max_result_bytes=max_result_bytes,
             trx_pool_size=trx_pool_size,
         )
-        RunnerOptions(dsn="", app=target, procs=procs)
-    with opened(database_url, embedded, schema) as dsn:
-        code = run(
-            RunnerOptions(
-                dsn=dsn,
-                app=target,
-                procs=procs,
-                schema=schema,
-                config=config,
-                preload=preload,
-                log_format=log_format.value,
-            )
+        options = RunnerOptions(
+            dsn="",
+            app=target,
+            procs=procs,
+            schema=schema,
+            config=config,
+            preload=preload,
+            log_format=log_format.value,
+            stall_timeout=_duration_or_none(stall_timeout, "--stall-timeout"),
+            max_age=_duration_or_none(max_age, "--max-age"),
+            max_executions=max_executions,
+            max_rss=None if max_rss is None else parse_size(max_rss, "--max-rss"),
         )
+    with opened(database_url, embedded, schema) as dsn:
+        code = run(dataclasses.replace(options, dsn=dsn))
     raise typer.Exit(code)
 
 
@@ -143,6 +183,10 @@ def _naming_options() -> Generator[None, None, None]:
     except InvalidArgument as error:
         name, space, rest = str(error).partition(" ")
         raise InvalidArgument(f"{_OPTIONS.get(name, name)}{space}{rest}") from None
+
+
+def _duration_or_none(text: str | None, option: str) -> float | None:
+    return None if text is None else parse_duration(text, option)
 
 
 def _names(text: str) -> tuple[str, ...]:

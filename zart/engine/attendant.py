@@ -153,7 +153,7 @@ class Attendant:
         for bucket in range(buckets):
             seen, _ = await journal.deliver_signals(connection, self._schema, bucket)
             left = left or seen > 0
-        rest = self._config.lease_seconds / (1 if all(place.idle for place in self._places) else 3)
+        rest = self._config.lease_seconds / (1 if all(place.idle for place in self._places if place.ready) else 3)
         self._signals_at = time.monotonic() + (_SIGNALS_LEFT if left else rest)
 
     def _look_now(self, wakes: int = 0) -> None:

@@ -3,8 +3,9 @@
 It has no event loop, no thread and no connection, and runs no user code (except imports, under `preload`), so nothing
 that workers do can take it down. Children are killed by the kernel when it ends, so `kill -9` of the arbiter ends all.
 
-Signals: SIGTERM, SIGINT or SIGHUP stop the runner once running steps are through, for `shutdown_timeout` at most; a
-second one, or SIGQUIT, kills the workers at once. Either way what they held is handed back before the runner ends.
+Signals: SIGTERM or SIGINT stop the runner once running steps are through, for `shutdown_timeout` at most; a second one,
+or SIGQUIT, kills the workers at once. Either way what they held is handed back before the runner ends. SIGHUP reloads
+the application worker by worker; SIGTTIN and SIGTTOU make the fleet larger and smaller by one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import secrets
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,13 +29,14 @@ from zart.registry import load_registry
 from zart.runner import board as header
 from zart.runner import child, control
 from zart.runner.board import Board
-from zart.runner.health import Watchdog
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
-from zart.runner.process import describe_status, fork
+from zart.runner.process import describe_status, fork, reap_orphans
 from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
 from zart.runner.signals import Signals
+from zart.runner.stack import Stacks
+from zart.runner.workers import Workers
 
 __all__ = ["EXIT_CANNOT_GO_ON", "EXIT_CANNOT_START", "EXIT_STOPPED", "Children", "RunnerOptions", "run"]
 
@@ -45,11 +47,8 @@ EXIT_CANNOT_START: Final = 2
 EXIT_CANNOT_GO_ON: Final = 3
 """Workers could be started once, but no longer."""
 
-_STOP_MARGIN: Final = 1.0  # workers keep shutdown_timeout themselves; those still there so long after it are killed
 _RELEASE_MARGIN: Final = 3.0  # for control to hand back what the last workers held
-_FAILED_STARTS: Final = 3
 _LOOK_INTERVAL: Final = 1.0
-_FORKS_AT_ONCE: Final = 16  # signals are looked at in between
 
 _log = logger("runner")
 
@@ -76,28 +75,26 @@ def run(options: RunnerOptions, children: Children | None = None) -> int:
 class _Arbiter:
     def __init__(self, options: RunnerOptions, children: Children, signals: Signals) -> None:
         self._options, self._children, self._signals = options, children, signals
-        self._board = options.board or Board(options.procs)
-        self._wakes = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(options.procs))
-        self._link = DeathLink()
-        self._control = Seat()
-        self._workers = tuple(Seat() for _ in range(options.procs))
-        self._watchdog = Watchdog(options.stuck_seconds)
-        self._stop_at: float | None = None
+        self._board = options.board or Board(options.most_procs)
+        self._wakes = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self._board.places)
+        self._stacks, self._link = Stacks(), DeathLink()
+        self._workers = Workers(options, self._board, self._stacks, self._link, self._fork_worker)
+        self._control, self._probe = Seat(), Seat()
+        self._serving = self._stopping = False
         self._end_at: float | None = None
-        self._failed_starts = 0
         self._exit_code = EXIT_STOPPED
 
     def run(self) -> int:
         self._board.header[header.ARBITER_PID] = os.getpid()
         try:
-            reason = self._preload() or self._probe()
+            reason = self._preload() or self._try_out()
             if reason:
                 _say(reason)
                 return EXIT_CANNOT_START
-            if self._stop_at is None:
-                gc.freeze()
-                workers = "1 worker" if self._options.procs == 1 else f"{self._options.procs} workers"
-                _log.info("serving %s with %s", self._options.app, workers)
+            if not self._stopping:
+                gc.freeze()  # so that no child's collector writes to the pages that it shares
+                _log.info("serving %s with %s", self._options.app, self._workers.counted())
+                self._warn_of_short_leases()
                 self._serve()
                 _log.info("stopped")
             return self._exit_code
@@ -106,30 +103,63 @@ class _Arbiter:
 
     def _preload(self) -> str:
         """Import the app if that is wanted; give the reason why it cannot be, or ""."""
-        if self._options.preload:
-            try:
-                load_registry(self._options.app)
-            except ZartError as error:
-                return str(error)
+        if not self._options.preload:
+            return ""
+        gc.disable()  # what a collection would free leaves holes in pages that are to be shared
+        try:
+            load_registry(self._options.app)
+        except ZartError as error:
+            return str(error)
+        finally:
+            gc.enable()
+        if names := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
+            _log.warning(
+                "importing %s started threads (%s), which workers will not have, because a fork copies none; start them"
+                " in the registry's lifespan",
+                self._options.app,
+                ", ".join(names),
+            )
         return ""
 
-    def _probe(self) -> str:
+    def _warn_of_short_leases(self) -> None:
+        stall, lease = self._options.stall_seconds, self._options.config.lease_seconds
+        if stall >= lease:
+            _log.warning(
+                "the stall timeout (%g s) is not shorter than the lease (%g s): what a blocked worker holds is taken"
+                " over before the worker is reported",
+                stall,
+                lease,
+            )
+
+    def _try_out(self) -> str:
         """Try everything that a worker needs, in a child that is gone afterwards; give what is wrong, or ""."""
-        probe = Seat()
-        probe.begin(fork(partial(self._live, self._children.probe, self._options, self._board)), time.monotonic())
-        while (status := probe.reap()) is None:
-            if self._stop_at is not None:
-                probe.kill()
+        self._begin_probe()
+        while (status := self._probe.reap()) is None:
+            if self._stopping:
+                self._probe.kill()
             self._wait(_LOOK_INTERVAL)
-        if status == 0 or self._stop_at is not None:
+        return "" if self._stopping else self._found(status)
+
+    def _begin_probe(self) -> None:
+        self._board.say("")
+        pid = fork(partial(self._live, self._children.probe, self._options, self._board))
+        self._probe.begin(pid, time.monotonic())
+
+    def _found(self, status: int) -> str:
+        """What the probe, which ended with this status, found wrong, or ""."""
+        if not status:
             return ""
         ending = describe_status(status)
         return self._board.said() or f"{self._options.app} cannot be served: loading it to try ended with {ending}"
 
     def _serve(self) -> None:
+        self._serving = True
         while not self._is_over():
             now = time.monotonic()
-            self._fork_due(now)
+            if not self._control.pid and self._control.due <= now:
+                self._fork_control(now)
+            if not self._stopping:
+                self._workers.fork_due(now)
             self._link.exchange()
             self._wait(self._patience(time.monotonic()))
             self._reap()
@@ -137,7 +167,7 @@ class _Arbiter:
 
     def _is_over(self) -> bool:
         """True when all workers are gone for good and control has handed back what they held, or had its time."""
-        if self._stop_at is None or any(seat.pid for seat in self._workers):
+        if not self._stopping or not self._workers.are_gone:
             return False
         self._link.stop()
         now = time.monotonic()
@@ -150,25 +180,16 @@ class _Arbiter:
 
     # Forking
 
-    def _fork_due(self, now: float) -> None:
-        if not self._control.pid and self._control.due <= now:
-            with self._link.open() as link:
-                main = partial(self._children.control, self._options, self._board, self._wakes, link.fileno())
-                self._start(self._control, partial(self._live, main, keep=self._wakes), now)
-            self._board.header[header.CONTROL_PID] = self._control.pid
-        due = [index for index, seat in enumerate(self._workers) if not seat.pid and seat.due <= now]
-        for index in due[:_FORKS_AT_ONCE] if self._stop_at is None else ():
-            self._fork_worker(index, now)
+    def _fork_control(self, now: float) -> None:
+        with self._link.open() as link:
+            main = partial(self._children.control, self._options, self._board, self._wakes, link.fileno())
+            self._start(self._control, partial(self._live, main, keep=self._wakes), now)
+        self._board.header[header.CONTROL_PID] = self._control.pid
 
-    def _fork_worker(self, index: int, now: float) -> None:
-        seat, place, wake = self._workers[index], self._board.places[index], self._wakes[index]
-        place.clear()
-        place.worker_id = secrets.randbelow(2**63 - 1) + 1
-        self._board.say("", index)
+    def _fork_worker(self, index: int, seat: Seat, now: float) -> None:
+        wake = self._wakes[index]
         main = partial(self._children.worker, self._options, self._board, index, wake)
-        self._start(seat, partial(self._live, main, keep=(wake,)), now)
-        place.pid = seat.pid
-        self._board.header[header.FORKS] += bool(seat.pid)
+        self._start(seat, partial(self._live, main, keep=(wake,), watched=True), now)
 
     def _start(self, seat: Seat, main: Callable[[], int], now: float) -> None:
         try:
@@ -177,21 +198,31 @@ class _Arbiter:
             seat.put_off(now)
             _log.error("no process can be made: %s; trying again", error.strerror)
 
-    def _live(self, main: Callable[..., int], *arguments: object, keep: tuple[int, ...] = ()) -> int:
+    def _live(
+        self, main: Callable[..., int], *arguments: object, keep: tuple[int, ...] = (), watched: bool = False
+    ) -> int:
         """A child's life: first let go of what belongs to the arbiter alone."""
         self._signals.close()
         self._link.abandon()
         for wake in self._wakes:
             if wake not in keep:
                 os.close(wake)
+        if watched:
+            self._stacks.answer_on_signal()
+        else:
+            self._stacks.close()
         return main(*arguments)
 
     # Waiting
 
     def _patience(self, now: float) -> float:
         """Seconds until there may be something to do without a signal or a message."""
-        seats = (self._control,) if self._stop_at is not None else (self._control, *self._workers)
-        return max(0.0, min([now + _LOOK_INTERVAL, *(seat.due for seat in seats if not seat.pid)]) - now)
+        seconds = [_LOOK_INTERVAL]
+        if not self._control.pid:
+            seconds.append(max(0.0, self._control.due - now))
+        if not self._stopping:
+            seconds.append(self._workers.patience(now))
+        return min(seconds)
 
     def _wait(self, seconds: float) -> None:
         waiter = select.poll()
@@ -200,15 +231,19 @@ class _Arbiter:
             waiter.register(self._link.fileno(), select.POLLIN | (select.POLLOUT if self._link.has_unsent else 0))
         waiter.poll(seconds * 1000)
         for number in self._signals.taken():
-            self._on_signal(number)
+            self._on_signal(signal.Signals(number))
 
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGCHLD:
-            return
-        again = self._stop_at is not None
-        self._stop(signal.Signals(number).name)
-        if again or number == signal.SIGQUIT:
-            self._kill_workers("asked to")
+    def _on_signal(self, number: signal.Signals) -> None:
+        if number == signal.SIGHUP and not self._signals.terminal_is_gone():
+            self._reload()
+        elif number in (signal.SIGTTIN, signal.SIGTTOU):
+            if not self._stopping:
+                self._workers.grow() if number == signal.SIGTTIN else self._workers.shrink()
+        elif number != signal.SIGCHLD:
+            again = self._stopping
+            self._stop(number.name)
+            if again or number == signal.SIGQUIT:
+                self._workers.kill_all("asked to")
 
     # Deaths
 
@@ -219,72 +254,73 @@ class _Arbiter:
             self._board.header[header.CONTROL_PID] = 0
             if self._end_at is None or status:
                 _log.error("control ended (%s); made again", describe_status(status))
-        for index, seat in enumerate(self._workers):
-            status = seat.reap()
-            if status is not None:
-                self._bury(index, seat, status)
-
-    def _bury(self, index: int, seat: Seat, status: int) -> None:
-        """Have control release what the worker held, and empty its place."""
-        place = self._board.places[index]
-        asked = self._stop_at is not None and (seat.killed or status in (0, signal.SIGTERM))
-        worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
-        self._link.report(worker_ids, [] if asked or status == 0 else place.running())
-        was_at_work = bool(place.ready)
-        place.clear()
-        if asked:
-            return
-        self._board.header[header.DEATHS] += 1
-        self._board.header[header.LAST_DEATH_NS] = time.monotonic_ns()
-        _log.warning("worker %d ended (%s)", index, describe_status(status))
-        if was_at_work:
-            self._failed_starts = 0
-        elif os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_CANNOT_START:
-            self._failed_starts += 1
-            self._give_up_if_hopeless(self._board.said(index))
-
-    def _give_up_if_hopeless(self, reason: str) -> None:
-        """End when workers cannot start, again and again, and none is at work."""
-        if any(place.ready for place in self._board.places):
-            self._failed_starts = 0
-        elif self._failed_starts >= _FAILED_STARTS and self._stop_at is None:
-            _say(reason or "workers cannot start")
+        status = self._probe.reap()
+        if status is not None:
+            self._finish_reload(status)
+        hopeless = self._workers.reap()
+        if hopeless and not self._stopping:
+            _say(hopeless)
             self._exit_code = EXIT_CANNOT_GO_ON
             self._stop("workers cannot start")
+        reap_orphans(seat.pid for seat in self._seats())
+
+    def _seats(self) -> tuple[Seat, ...]:
+        return (*self._workers.seats, self._control, self._probe)
+
+    # Reloading
+
+    def _reload(self) -> None:
+        """Try the new code, in a process of its own; the workers are not touched before that has worked."""
+        if not self._serving or self._stopping:
+            return
+        if self._options.preload:
+            _log.warning("not reloaded: under --preload the arbiter holds the code, so restart the runner")
+            return
+        _log.info("reloading (SIGHUP)")
+        if self._probe.pid:
+            self._probe.kill()  # it may have read half of what is there now; the next one follows
+        else:
+            self._finish_reload(None)
+
+    def _finish_reload(self, status: int | None) -> None:
+        """The probe of a reload has ended; or there is none yet, and the status is None."""
+        if self._stopping:
+            return
+        if status is None or self._probe.killed:
+            try:
+                self._begin_probe()
+            except OSError as error:
+                _log.error("not reloaded: no process can be made: %s", error.strerror)
+        elif reason := self._found(status):
+            _log.error("not reloaded, the workers keep the old code: %s", reason)
+        else:
+            self._workers.outdate()
 
     # Stopping
 
     def _stop(self, why: str) -> None:
         """Have the workers drain; those that take too long are killed."""
-        if self._stop_at is not None:
-            return
-        _log.info("stopping (%s)", why)
-        self._stop_at = time.monotonic() + self._options.config.shutdown_seconds + _STOP_MARGIN
-        for seat in self._workers:
-            seat.send(signal.SIGTERM)
+        if not self._stopping:
+            _log.info("stopping (%s)", why)
+            self._stopping = True
+            self._probe.kill()
+            self._workers.stop()
 
     def _enforce(self, now: float) -> None:
-        """Kill whoever is over time."""
-        if self._stop_at is not None and now >= self._stop_at:
-            self._kill_workers("out of time")
-        for index in self._watchdog.stuck(self._board.places, now):
-            if self._stop_at is None and self._workers[index].pid:
-                _log.error("worker %d is killed: its loop stood still for %g s", index, self._options.stuck_seconds)
-                self._workers[index].kill()
-
-    def _kill_workers(self, why: str) -> None:
-        for index, seat in enumerate(self._workers):
-            if seat.pid and not seat.killed:
-                _log.warning("worker %d is killed (%s)", index, why)
-                seat.kill()
+        """Kill whoever is over time, and replace whoever is to go."""
+        self._workers.kill_late(now)
+        if not self._stopping:
+            self._workers.watch(now)
+            self._workers.replace_due(now)
 
     def _leave_nobody(self) -> None:
         """However the arbiter ends, no child outlives it."""
-        for seat in (*self._workers, self._control):
+        for seat in self._seats():
             seat.kill()
             while seat.pid and seat.reap() is None:
                 time.sleep(0.01)
         self._link.close()
+        self._stacks.close()
         for wake in self._wakes:
             with contextlib.suppress(OSError):
                 os.close(wake)

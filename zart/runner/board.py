@@ -35,7 +35,7 @@ class Board:
     """Shared memory for one runner.
 
     Args:
-        procs: number of places, 1 to 512.
+        procs: number of places, 1 to 512; those of workers that are never made cost nothing.
 
     Attributes:
         header: 64-bit words at the constants of this module; each has one writer.

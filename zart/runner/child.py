@@ -80,18 +80,19 @@ async def _work(options: RunnerOptions, registry: TaskRegistry, place: Place, wa
     worker = _new_worker(options, registry, place)
     async with contextlib.AsyncExitStack() as stack:
         if registry.lifespan is not None:
-            await _enter(stack, registry.lifespan)
+            await _enter(stack, registry.lifespan, options)
         loop.add_signal_handler(signal.SIGTERM, worker.stop)
         loop.add_reader(wake_fd, _wake, wake_fd, worker)
         await worker.run()
 
 
-async def _enter(stack: contextlib.AsyncExitStack, lifespan: Lifespan) -> None:
+async def _enter(stack: contextlib.AsyncExitStack, lifespan: Lifespan, options: RunnerOptions) -> None:
     """Enter the application's lifespan. SIGTERM still ends the process here: it holds nothing yet."""
     try:
         await stack.enter_async_context(lifespan())
     except Exception as error:
         _log.exception("the registry's lifespan failed")
+        await _check_database(options)  # it may have failed for want of the database, which will be back
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise RegistrationError(f"the registry's lifespan failed: {what}") from error
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from zart.config import DEFAULT_SCHEMA, WorkerConfig
-from zart.errors import InvalidArgument
+from zart.duration import Duration, seconds_of
+from zart.errors import InvalidArgument, shown
 from zart.runner.board import MAX_PROCS, Board
 
 LogFormat = Literal["console", "json"]
 
+_LEAST_STALL: Final = 0.5  # shorter pauses are those of a busy machine
+_SHORT_STALL: Final = 5.0
+_LEAST_AGE: Final = 1.0  # below it, workers would do little but start
+_LEAST_RSS: Final = 2**20
+_ROOM: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """A runner's settings.
+    """A runner's settings. Durations take seconds, timedelta or text such as "500ms".
 
     Args:
         dsn: the database, as `postgresql://...`.
@@ -23,10 +30,13 @@ class RunnerOptions:
         schema: PostgreSQL schema of zart's tables.
         config: how each worker works.
         preload: import the app before the workers are forked, so that they share its memory.
-        board: memory to use, for one who wants to watch from outside; it must have `procs` places.
+        board: memory to use, for one who wants to watch from outside; it must have `procs` places or more.
         log_format: lines for people or one JSON object per line, on stderr.
-        stuck_timeout: seconds a worker's event loop may stand still before the worker is killed; None stands for
-            twice the lease.
+        stall_timeout: how long a worker's event loop may stand still before the worker is killed (from 0.5 s); None
+            stands for twice the lease.
+        max_age: how old a worker may become before it is replaced (from 1 s); None for any age.
+        max_executions: how many executions a worker ends or puts down before it is replaced; None for any number.
+        max_rss: bytes of memory that a worker may have before it is replaced (from 1 MiB); None for any size.
 
     Raises:
         InvalidArgument: a value cannot be used.
@@ -40,16 +50,45 @@ class RunnerOptions:
     preload: bool = False
     board: Board | None = None
     log_format: LogFormat = "console"
-    stuck_timeout: float | None = None
+    stall_timeout: Duration | None = None
+    max_age: Duration | None = None
+    max_executions: int | None = None
+    max_rss: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.procs <= MAX_PROCS:
             raise InvalidArgument(f"procs must be from 1 to {MAX_PROCS}, got {self.procs!r}")
-        if self.board is not None and len(self.board.places) != self.procs:
+        if self.board is not None and len(self.board.places) < self.procs:
             raise InvalidArgument(f"the board has {len(self.board.places)} places, but procs is {self.procs}")
-        if self.stuck_timeout is not None and self.stuck_timeout <= 0:
-            raise InvalidArgument(f"stuck_timeout must be above 0, got {self.stuck_timeout!r}")
+        _ = _seconds("stall_timeout", self.stall_timeout, _LEAST_STALL)
+        _ = _seconds("max_age", self.max_age, _LEAST_AGE)
+        _at_least("max_executions", self.max_executions, 1)
+        _at_least("max_rss", self.max_rss, _LEAST_RSS)
 
     @property
-    def stuck_seconds(self) -> float:
-        return 2 * self.config.lease_seconds if self.stuck_timeout is None else self.stuck_timeout
+    def stall_seconds(self) -> float:
+        seconds = _seconds("stall_timeout", self.stall_timeout, _LEAST_STALL)
+        return max(self.config.lease_seconds * 2 / 3, _SHORT_STALL) if seconds is None else seconds
+
+    @property
+    def max_age_seconds(self) -> float | None:
+        return _seconds("max_age", self.max_age, _LEAST_AGE)
+
+    @property
+    def most_procs(self) -> int:
+        """How many workers the runner can grow to."""
+        if self.board is not None:
+            return len(self.board.places)
+        return min(MAX_PROCS, max(2 * self.procs, self.procs + _ROOM))
+
+
+def _seconds(name: str, value: Duration | None, least: float) -> float | None:
+    seconds = None if value is None else seconds_of(value, name)
+    if seconds is not None and seconds < least:
+        raise InvalidArgument(f"{name} must be at least {least:g} s, got {shown(value)}")
+    return seconds
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if value is not None and (type(value) is not int or value < least):
+        raise InvalidArgument(f"{name} must be a whole number of at least {least:,}, got {shown(value)}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from zart.log import logger
@@ -19,8 +20,8 @@ _log = logger("runner")
 def fork(main: Callable[[], int]) -> int:
     """Fork a child that runs `main` and exits with its answer (1 if it raised); give its process id.
 
-    The child starts with default signal handlers, except that it ignores SIGINT: a terminal sends that one to all, and
-    the arbiter alone decides. It is killed when the process that forked it ends, however that ends.
+    The child starts with default signal handlers, except that it ignores SIGINT and SIGHUP: a terminal sends these to
+    all, and the arbiter alone decides. It is killed when the process that forked it ends, however that ends.
     """
     parent = os.getpid()
     for stream in (sys.stdout, sys.stderr):
@@ -61,7 +62,8 @@ def _reset_signals() -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -71,6 +73,20 @@ def _die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def reap_orphans(own: Iterable[int]) -> None:
+    """As the first process of a container: take leave of ended processes that were left to us by their dead parents.
+
+    Args:
+        own: our own children, whose endings are for others to read.
+    """
+    if os.getpid() != 1:
+        return
+    ours = set(own)
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in ours:
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def describe_status(status: int) -> str:

@@ -23,23 +23,34 @@ class Seat:
     Attributes:
         pid: the process, 0 when there is none.
         due: `time.monotonic()` from when on the next one may be made.
+        leaving_until: `time.monotonic()` until when the process, asked to end, may take; None while nobody asked.
         killed: the process was killed from here.
+        stalled: it was killed for its event loop, so its end is a death, even if it was asked to end before.
+        failed_starts: how many processes in a row ended before they were at work.
     """
 
-    __slots__ = ("_quick_deaths", "_since", "due", "killed", "pid")
+    __slots__ = ("_quick_deaths", "_since", "due", "failed_starts", "killed", "leaving_until", "pid", "stalled")
 
     def __init__(self) -> None:
-        self.pid, self.due, self.killed = 0, 0.0, False
+        self.pid, self.due, self.failed_starts = 0, 0.0, 0
+        self.leaving_until: float | None = None
+        self.killed = self.stalled = False
         self._since, self._quick_deaths = 0.0, 0
 
     def begin(self, pid: int, now: float) -> None:
         """A process was forked for this seat."""
-        self.pid, self._since, self.killed = pid, now, False
+        self.pid, self._since = pid, now
+        self.leaving_until = None
+        self.killed = self.stalled = False
 
     def put_off(self, now: float) -> None:
         """No process lives here; the next one comes later the more often that happened in a row."""
         self._quick_deaths += 1
         self.due = now + restart_delay(self._quick_deaths)
+
+    def hurry(self, now: float) -> None:
+        """Let the next process come at once, as the first one did."""
+        self.due, self._quick_deaths, self.failed_starts = now, 0, 0
 
     def reap(self) -> int | None:
         """The status of the process if it has ended, as `os.waitpid` has it; then the seat is empty."""
@@ -55,7 +66,17 @@ class Seat:
         self.put_off(now)
         return status
 
-    def send(self, number: signal.Signals) -> None:
+    def was_asked_to_end(self, status: int) -> bool:
+        """Whether the process, reaped with this status, ended because it was asked to."""
+        return self.leaving_until is not None and not self.stalled and (self.killed or status in (0, signal.SIGTERM))
+
+    def leave(self, until: float) -> None:
+        """Ask the process, if there is one, to end; whoever asked kills it when it takes longer."""
+        if self.pid and self.leaving_until is None:
+            self.leaving_until = until
+            self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
         """Signal the process, if there is one."""
         if self.pid:
             os.kill(self.pid, number)

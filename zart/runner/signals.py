@@ -7,17 +7,20 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-_TAKEN: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_TAKEN: Final = (
+    signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
 
 
 class Signals:
-    """Takes SIGCHLD and the stop signals while it is open (SIGHUP too, unless it is ignored, as under nohup).
+    """Takes SIGCHLD and the signals of an operator while it is open (SIGHUP too, unless it is ignored, as under nohup).
 
     Used as a context manager in the main thread; handlers are as before afterwards.
     """
 
     def __enter__(self) -> Self:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._had_terminal = _has_terminal()
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         taken = _TAKEN if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*_TAKEN, signal.SIGHUP)
         self._handlers: dict[int, Any] = {number: signal.signal(number, _nothing) for number in taken}
@@ -46,6 +49,18 @@ class Signals:
             return list(os.read(self._read, 4096))
         except BlockingIOError:
             return []
+
+    def terminal_is_gone(self) -> bool:
+        """True when this process was started on a terminal that was closed; then SIGHUP came from there."""
+        return self._had_terminal and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _nothing(_: int, __: FrameType | None) -> None:
