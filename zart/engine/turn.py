@@ -74,12 +74,13 @@ class Turn:
         seen: how many wake-ups its history knows of; more mean that an event may have come.
         stop: why it has to stop, None while it may go on.
         ended: its ending was sent, or its claim is gone.
+        apart: it was set apart, and is the only one here.
         first_failure: how the body failed, if this turn runs the failure handler in its place.
         prefix: what its names begin with in the journal.
     """
 
     __slots__ = (
-        "abandon_timer", "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
+        "abandon_timer", "adopted", "apart", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
         "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family", "first_failure",
         "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names", "parent", "prefix",
         "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec", "step_failure", "stop",
@@ -107,6 +108,7 @@ class Turn:
         self.handled = False  # its failure is for the handler
         self.prefix = ""
         self.ended = False
+        self.execution_id = ""
         self.main: asyncio.Task[None] | None = None
         self.names: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()  # that called zart
@@ -126,6 +128,7 @@ class Turn:
         self.deadline_at = self.wake_at = math.inf
         self.cut = self.thrown_out = False
         self.adopted, self.crashes = adopted, crashes
+        self.apart = False
         self.running = 0  # steps, those in a delay between two tries left out
         self.began = self.waiting_since = 0.0
 
@@ -430,7 +433,7 @@ class Turn:
 
     def name(self) -> str:
         """How logs call it: the caller's id, or the number of one that was not begun."""
-        return repr(self.execution_id) if self.main is not None else f"number {self.id}"
+        return repr(self.execution_id) if self.execution_id else f"number {self.id}"
 
     def is_running(self) -> bool:
         """True while the body has not come to its end."""
@@ -471,7 +474,8 @@ class Turn:
             tries = self.history.tries.get(key)
         self._know_caller()
         run = StepRun(self, call, name, key, tries)
-        thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
+        if self.apart:
+            self.host.place.note_step(name)
         value: Any = None
         failed: BaseException | None = None
         token = current_scope.set(run)
@@ -492,8 +496,6 @@ class Turn:
             run.trying = False
             self.running -= 1
             current_scope.reset(token)
-            if thread is not None:
-                self.host.place.leave_thread(thread)
         # The checkpoint is kept even when the body is being handed back: the effect has happened.
         if self.stop is not None and self.is_interrupted():
             raise self.suspended()
@@ -586,6 +588,10 @@ class Turn:
         if self.parent is not None:
             return self.parent
         return ExecutionInfo(self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries)
+
+    def whose(self) -> tuple[Host, int]:
+        """Scope.whose."""
+        return self.host, self.id
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
         """Scope.know_task."""

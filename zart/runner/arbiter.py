@@ -31,7 +31,7 @@ from zart.runner.board import Board
 from zart.runner.health import Watchdog
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
-from zart.runner.process import describe_status, fork
+from zart.runner.process import blamed, describe_status, fork
 from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
 from zart.runner.signals import Signals
@@ -229,7 +229,8 @@ class _Arbiter:
         place = self._board.places[index]
         asked = self._stop_at is not None and (seat.killed or status in (0, signal.SIGTERM))
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
-        self._link.report(worker_ids, [] if asked or status == 0 else place.running())
+        how = "its event loop stood still" if seat.killed else describe_status(status)
+        self._link.report(worker_ids, [] if asked else blamed(place, status, stuck=seat.killed), how, place.step)
         was_at_work = bool(place.ready)
         place.clear()
         if asked:
