@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def _be_killed(name: str) -> None:
 
 @zart_step("first")
 async def first() -> str:
+    note("first")
     return "kept"
 
 
@@ -89,13 +91,17 @@ async def fails() -> None:
     raise zart.NonRetryable("as it should")
 
 
+async def _handles(me: str, failure: zart.Failure) -> None:
+    note("handled")
+
+
 def _durable(name: str, step: Any) -> Any:
     async def body(me: str) -> str:
         await first()
         await step(me)
         return "alive"
 
-    return zart_durable(name)(body)
+    return zart_durable(name, on_failure=_handles)(body)
 
 
 @zart_durable("body")
@@ -155,6 +161,26 @@ class Deadly:
 async def has_deadly_input(data: Deadly) -> None: ...
 
 
+@zart_durable("mendable")
+async def mendable(me: str) -> str:
+    kept = await first()
+    if not Path(os.environ["DEADLY_ACTS"]).with_name("mended").exists():
+        await exits(me)
+    return f"mended, {kept}"
+
+
+@zart_step("nap")
+def nap(seconds: float) -> float:
+    note("nap")
+    time.sleep(seconds)
+    return seconds
+
+
+@zart_durable("naps")
+async def naps(seconds: float) -> float:
+    return await nap(seconds)
+
+
 DURABLES = (
     _durable("step", exits),
     _durable("thread", exits_in_thread),
@@ -171,5 +197,5 @@ DURABLES = (
 )
 
 registry = zart.TaskRegistry(lifespan=workflows.lifespan)
-for each in (*DURABLES, _as_child, exits, workflows.sum_up, workflows.slow):
+for each in (*DURABLES, _as_child, exits, mendable, naps, workflows.sum_up, workflows.slow):
     registry.register(each)
