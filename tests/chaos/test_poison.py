@@ -112,7 +112,7 @@ async def test_three_deaths_alone_and_how_it_is_told_and_mended(
         async with zart.PostgresScheduler.connect(database.dsn) as scheduler:
             handle = await scheduler.start("mendable-1", "mendable", "me")
             with pytest.raises(
-                zart.ExecutionFailed, match=r"was quarantined: .* exit code 7 in step 'exits'"
+                zart.ExecutionFailed, match=r"was quarantined: .* in step 'exits' \(exit code 7\)"
             ) as failed:
                 await handle.result(timeout=30)
             assert (failed.value.error["step"], failed.value.error["last_checkpoint"]) == ("exits", "first")
@@ -130,7 +130,9 @@ async def test_three_deaths_alone_and_how_it_is_told_and_mended(
             assert noted(acts) == {"first": 1, "me": 4}
             record = await scheduler.status("mendable-1")
             assert (record.run, record.crashes, record.error) == (1, 0, None)
-        fleet.stop()
+        log = fleet.stop()[2]
+    assert "execution 'mendable-1' is set apart: its code ran when its process died (exit code 7)" in log
+    assert "execution 'mendable-1' failed: Quarantined: " in log
 
 
 async def test_the_unlucky_run_alone_once_and_those_that_only_wait_are_not_blamed(

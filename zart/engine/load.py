@@ -190,7 +190,7 @@ def _quarantined(turn: Turn, row: Any) -> failure.Record:
         "type": "Quarantined",
         "message": (
             f"while its code ran, its process died {turn.crashes} times, {turn.crashes - 1} of them with nothing else"
-            f" in it; the last time by {how} {at}"
+            f" in it; the last time {at} ({how})"
         ),
         "how": how,
         "step": step,

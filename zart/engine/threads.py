@@ -13,24 +13,24 @@ import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from zart.engine.host import Host
 from zart.engine.scope import current_scope
+from zart.metrics import MOST_THREADS as MOST_NOTED
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST_THREADS = 256
-MOST_DEFAULT_THREADS = 32
+MOST_DEFAULT_THREADS = MOST_NOTED - MOST_THREADS
 
 _own = threading.local()
 _indexes = itertools.count()
 
 
 class NotingThreads(ThreadPoolExecutor):
-    """Threads that note on their worker's place whose code they run, while they do. Those of a process share
-    `zart.metrics.MOST_THREADS`."""
+    """Threads that note on their worker's place whose code they run, while they do."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         scope = current_scope.get()
@@ -44,6 +44,8 @@ def _noted(whose: tuple[Host, int], function: Callable[[], T]) -> T:
     index: int | None = getattr(_own, "index", None)
     if index is None:
         index = _own.index = next(_indexes)
+    if index >= MOST_NOTED:  # threads of a process that was forked after it had made some
+        return function()
     host.place.note_thread(index, claim_id)
     try:
         return function()
@@ -62,7 +64,7 @@ def _threads() -> NotingThreads:
     return NotingThreads(MOST_THREADS, thread_name_prefix="zart-step")
 
 
-async def in_thread(function: Callable[[], Any]) -> Any:
+async def in_thread(function: Callable[[], T]) -> T:
     """Run a function in a thread, with this task's context."""
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(_threads(), context.run, function)
