@@ -33,10 +33,26 @@ def test_one_at_a_time_is_asked_and_waited_for() -> None:
 def test_one_that_does_not_get_empty_gives_way_to_the_next_which_is_given_longer() -> None:
     workers = places(5, 2, 9)
     seclusion = Seclusion(workers)
-    times = (0.0, 1.0, 2.9, 3.0, 6.9, 7.0, 14.9, 15.0)
-    asked = [seclusion.ask(True, now * FIRST_PATIENCE) for now in times]
-    assert asked == [1, 0, None, 2, None, 1, None, 0]
-    assert [place.alone for place in workers] == [ASKED, 0, 0]
+    asked = [seclusion.ask(True, now * FIRST_PATIENCE) for now in (0.0, 1.0, 2.9, 3.0, 6.9)]
+    assert asked == [1, 0, None, 2, None]
+    assert [place.alone for place in workers] == [0, 0, ASKED]
+
+
+def test_all_are_left_in_peace_for_a_while_when_none_got_empty() -> None:
+    [busy] = workers = places(5)
+    seclusion = Seclusion(workers)
+    told: list[tuple[int | None, int]] = []
+    for now in (0.0, 1.0, 2.9, 3.0, 4.9, 5.0):
+        told.append((seclusion.ask(True, now * FIRST_PATIENCE), busy.alone))
+    assert told == [(0, ASKED), (None, 0), (None, 0), (0, ASKED), (None, ASKED), (None, 0)]
+
+
+def test_the_next_is_asked_at_once_when_one_has_taken_some() -> None:
+    workers = places(5, 2)
+    seclusion = Seclusion(workers)
+    assert seclusion.ask(True, 0.0) == 1
+    workers[1].alone = 0
+    assert seclusion.ask(True, 0.1) == 1
 
 
 def test_one_that_was_asked_may_go_on_when_the_work_is_gone() -> None:

@@ -2,7 +2,8 @@
 
 One at a time is asked, the one that holds the least. When it is empty it runs one such execution, and goes on as
 before; another is asked while there are more. One that is not empty in time, because it runs something long, may go on,
-and the next one is asked and given twice as long: so one of them gets there, whatever runs.
+and the next one is asked and given twice as long: so one of them gets there, whatever runs. When all were asked in vain
+they are left in peace for as long.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ class Seclusion:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
-        self._patience, self._asked_at = FIRST_PATIENCE, 0.0
-        self._tried: list[int] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._patience, self._until = FIRST_PATIENCE, float("-inf")
+        self._tried: set[int] = set()
+        self._waits = False  # for the one that was asked
 
     def ask(self, wanted: bool, now: float) -> int | None:
         """Have a worker make room, if that is wanted. Gives the index of the one that is to be told now, if any.
@@ -35,26 +40,29 @@ class Seclusion:
             now: monotonic time.
         """
         asked = [place for place in self._places if place.alone == ASKED]
-        if asked and wanted and now - self._asked_at < self._patience:
+        if not wanted or (self._waits and not asked):
+            self._forget()
+        elif now < self._until:
             return None
         for place in asked:
             place.alone = 0
-        if not asked or not wanted:
-            self._patience, self._tried = FIRST_PATIENCE, []
-        else:
-            self._patience *= 2
-        chosen = self._choose() if wanted else None
-        if chosen is not None:
-            self._places[chosen].alone, self._asked_at = ASKED, now
-            self._tried.append(chosen)
+        free = self._free() if wanted else []
+        if not free:
+            return None
+        self._patience *= 2 if asked else 1
+        self._until = now + self._patience
+        untried = [index for index in free if index not in self._tried]
+        self._waits = bool(untried)
+        if not untried:
+            self._tried = set()
+            return None
+        chosen = min(untried, key=lambda index: self._places[index].held)
+        self._places[chosen].alone = ASKED
+        self._tried.add(chosen)
         return chosen
 
-    def _choose(self) -> int | None:
+    def _free(self) -> list[int]:
+        """Workers that may be asked."""
         able = [index for index, place in enumerate(self._places) if place.ready and not place.draining]
         free = [index for index in able if self._places[index].alone != ALONE]
-        if not free or len(able) - len(free) >= max(1, len(able) // 2):
-            return None
-        untried = [index for index in free if index not in self._tried]
-        if not untried:
-            self._tried = []
-        return min(untried or free, key=lambda index: self._places[index].held)
+        return free if len(able) - len(free) < max(1, len(able) // 2) else []
