@@ -35,7 +35,8 @@ class WorkerConfig:
             and so is every wait while all slots are taken.
         queues: serve only these queues; None serves all.
         max_result_bytes: largest stored value, encoded (1 KiB to 64 MiB).
-        max_crashes: deaths of its process after which an execution is quarantined.
+        max_crashes: an execution whose code ran when its process died runs alone from then on, and is quarantined after
+            so many deaths there (1 to 1,000).
         trx_pool_size: most connections for steps that call `trx()`, made when they are needed (1 to 1,000). Steps that
             find none free wait for one.
 

@@ -5,7 +5,8 @@ A place is a row of 64-bit words: a few fields that describe the worker now (the
 a memoryview. The counters of a worker that died stay: the next worker of that place goes on from them, and sums never
 fall.
 
-One process writes a place (the worker itself; the arbiter before the fork and after the death), others only read it.
+One process writes a place (the worker itself; the arbiter before the fork and after the death), others only read it,
+but for `alone`, by which the supervisor asks for something.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from zart.codec import Attribution
 
 _FIELDS: Final = (
     "worker_id", "previous_id", "loop_count", "last_tick_ns", "executing", "idle", "held", "draining", "ready", "pid",
+    "alone",
 )  # fmt: skip
+MOST_THREADS: Final = 288
+"""For how many threads a place has room to note whose code they run."""
+
 _THREADS: Final = len(_FIELDS)
-_MOST_THREADS: Final = 64
-_COUNTERS: Final = _THREADS + _MOST_THREADS
+_STEP: Final = _THREADS + MOST_THREADS  # the length of a name in bytes, then the name
+_STEP_BYTES: Final = 512
+_COUNTERS: Final = _STEP + 1 + _STEP_BYTES // 8
+
+
+# Place.alone
+ASKED: Final = 1
+ALONE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +142,10 @@ class Place:
         executing: numeric id of the execution whose code the event loop runs at this moment, else 0.
         idle: 1 when it holds nothing and its last claim found nothing.
         held: how many claims it holds.
-        draining: 1 from `stop()` on.
+        draining: 1 from `stop()` on, and when the worker ends by itself.
         ready: 1 once it is registered and may claim.
         pid: its process, 0 when the place is empty.
+        alone: ASKED while it is to make itself empty for work that is set apart, ALONE while it runs some, else 0.
     """
 
     __slots__ = ("words",)
@@ -148,6 +160,7 @@ class Place:
     draining = _Word(_FIELDS.index("draining"))
     ready = _Word(_FIELDS.index("ready"))
     pid = _Word(_FIELDS.index("pid"))
+    alone = _Word(_FIELDS.index("alone"))
 
     def __init__(self, buffer: memoryview | bytearray) -> None:
         self.words: memoryview[int] = memoryview(buffer).cast("B").cast("q")
@@ -179,32 +192,34 @@ class Place:
         if seconds > 0:
             words[histogram + _SUM] += int(seconds * 1e9)
 
-    def enter_thread(self, claim_id: int) -> int:
-        """Note that a thread is about to run code of this execution; pass the answer to `leave_thread`.
+    def note_thread(self, index: int, claim_id: int) -> None:
+        """Note whose code a thread runs from here on, 0 for nobody's. Each thread has an index below MOST_THREADS."""
+        self.words[_THREADS + index] = claim_id
 
-        Both are called in the event loop's thread. When there is no room, the entry is shared and reads as "unknown".
-        """
-        for offset in range(_THREADS, _THREADS + _MOST_THREADS - 1):
-            if not self.words[offset]:
-                self.words[offset] = claim_id
-                return offset
-        overflow = _THREADS + _MOST_THREADS - 1
-        self.words[overflow] += 1
-        return overflow
-
-    def leave_thread(self, entry: int) -> None:
-        """The thread of `enter_thread`'s answer is through."""
-        if entry == _THREADS + _MOST_THREADS - 1:
-            self.words[entry] -= 1
-        else:
-            self.words[entry] = 0
-
-    def running(self) -> list[int] | None:
-        """Executions whose code runs at this moment, on the loop or in threads; None when not all are known."""
-        if self.words[_THREADS + _MOST_THREADS - 1]:
-            return None
-        noted = (self.executing, *self.words[_THREADS : _THREADS + _MOST_THREADS])
+    def running(self) -> list[int]:
+        """Executions whose code runs at this moment, on the loop or in threads."""
+        noted = (self.executing, *self.words[_THREADS : _THREADS + MOST_THREADS])
         return sorted({claim_id for claim_id in noted if claim_id})
+
+    @property
+    def step(self) -> str:
+        """The step begun last by an execution that was set apart, as `note_step` left it."""
+        return bytes(self._step_bytes()[: self.words[_STEP]]).decode("utf-8", "replace")
+
+    def note_step(self, name: str) -> None:
+        """Note the step that begins; too slow to do it for every execution."""
+        data = name.encode()[:_STEP_BYTES]
+        self._step_bytes()[: len(data)] = data
+        self.words[_STEP] = len(data)
+
+    def _step_bytes(self) -> memoryview[int]:
+        return self.words[_STEP + 1 : _COUNTERS].cast("B")
+
+    def leave(self) -> None:
+        """The worker ends by itself: nothing that still runs is the cause."""
+        self.draining, self.executing = 1, 0
+        for offset in range(_THREADS, _STEP):
+            self.words[offset] = 0
 
     def clear(self) -> None:
         """Forget the worker; its counters and histograms stay."""

@@ -253,6 +253,21 @@ class DurableScheduler(Protocol):
         """
         ...
 
+    async def release(self, execution_id: str) -> bool:
+        """Take it out of quarantine: its run goes on where it stood, and kept steps do not run again.
+
+        Its deaths count from 0 again, and the time in quarantine does not count for its timeout. Children that ended
+        with it as cancelled run again.
+
+        Returns:
+            True if this call did, False if it is not quarantined.
+
+        Raises:
+            ExecutionNotFound: there is none of this id.
+            InvalidArgument: it is a child whose end its parent has already.
+        """
+        ...
+
     async def offer_event(
         self, execution_id: str, name: str, payload: Any = None, *, conn: Connection | None = None
     ) -> EventAnswer:

@@ -376,6 +376,24 @@ class PostgresScheduler(DurableScheduler):
                 return done.what == "cancelled"
         raise ExecutionNotFound(execution_id)
 
+    async def release(self, execution_id: str) -> bool:
+        execution_id = checked_id(execution_id)
+        buckets = await self._tables.buckets_of(execution_id)
+        async with self._tables.connection(f"releasing execution {execution_id!r}") as connection:
+            for bucket in buckets:
+                done = await executions.release(connection, self.schema, bucket, execution_id)
+                if done.what == "unknown":
+                    continue
+                if done.what == "told":
+                    raise InvalidArgument(
+                        f"execution {execution_id!r} cannot be released: its parent has met its end already; restart"
+                        f" {done.root!r} instead"
+                    )
+                if done.what == "released":
+                    await self._hint(bucket, None)
+                return done.what == "released"
+        raise ExecutionNotFound(execution_id)
+
     async def offer_event(
         self, execution_id: str, name: str, payload: Any = None, *, conn: Connection | None = None
     ) -> EventAnswer:

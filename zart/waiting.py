@@ -79,9 +79,12 @@ class Ending:
                     raise error.located(where, remedy=remedy) from error.__cause__
             case StoredStatus.CANCELLED:
                 raise ExecutionCancelled(self.execution_id, self.task_name)
-            case StoredStatus.QUARANTINED if self.error is None:
-                text = f"execution {self.execution_id!r} ({self.task_name}) was quarantined: its process died too often"
-                raise ExecutionFailed(self.execution_id, self.task_name, None, text)
+            case StoredStatus.QUARANTINED:
+                record = PLAIN.decode(self.error or "null")
+                why = record["message"] if record else "its process died too often"
+                text = f"execution {self.execution_id!r} ({self.task_name}) was quarantined: {why}"
+                remedy = "when that is mended, `zart release` has it go on"
+                raise ExecutionFailed(self.execution_id, self.task_name, record, f"{text}; {remedy}")
             case _:
                 raise ExecutionFailed(self.execution_id, self.task_name, PLAIN.decode(self.error or "null"))
 

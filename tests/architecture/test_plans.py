@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.support.database import Database, drop_database, make_database
 from tests.support.plans import Plans, Scan, recorded_plans
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
-from zart.model import ExecutionStatus, Kind, Outcome, Verb
+from zart.model import ExecutionStatus, Kind, Outcome, StoredStatus, Verb
 from zart.store import executions, journal, queue, transactions, workers
 from zart.store.migrate import migrate
 
@@ -200,6 +200,7 @@ async def test_what_follows_a_claim_goes_by_key(worker: TickingWorker) -> None:
         assert len(await queue.still_held(*place, worker.id, ids, ones)) == BATCH
         assert len(await queue.read_checkpoints(*place, ids, ones, [7] * BATCH)) == BATCH
         assert len(await queue.read_endings(*place, ids)) == BATCH
+        assert len(await queue.read_deaths(*place, ids)) == BATCH
     assert plans.scans() <= {QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_CHILD, JOURNAL, ATTEMPTS}
     assert plans.pages() < 40 * BATCH
 
@@ -244,15 +245,31 @@ async def test_takeover_and_cancel_go_by_key(worker: TickingWorker) -> None:
     async with recorded_plans(worker.connection) as plans:
         await journal.offer_event(*place, "id 000", 9, "event", "1")
         await executions.cancel(*place, "id 000")
-        done = await workers.take_over_worker(*place, worker.id, proof=True, blame=[])
+        blame = [claim.id for claim in claims]
+        done = await workers.take_over_worker(*place, worker.id, proof=True, blame=blame, death="{}")
         await journal.deliver_signals(*place)
-    assert len(done.freed) == BATCH - 1
+    assert len(done.freed) == len(done.apart) == BATCH - 1
     assert plans.scans() <= {
         *(FENCE, QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_NAME, RECORD_CHILD),
         Scan("zart_signals", ""),
         Scan("zart_signals", "tid"),
     }
     assert plans.pages() < 40 * BATCH
+
+
+async def test_releases_go_by_key(worker: TickingWorker) -> None:
+    claims = await worker.claim(BATCH)
+    await worker.tick(moves=[Move(claims[0].id, 1, Verb.HOLD)], children=children(worker, claims[:1]))
+    await worker.tick(moves=[Move(claims[0].id, 1, Verb.FINISH, status=StoredStatus.QUARANTINED)])
+    name = await worker.connection.fetchval("select execution_id from zart.zart_executions where id = $1", claims[0].id)
+    async with recorded_plans(worker.connection) as plans:
+        done = await executions.release(worker.connection, worker.schema, worker.bucket, name)
+    assert done.what == "released"
+    assert plans.scans() <= {
+        *(QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_NAME, RECORD_CHILD, JOURNAL),
+        Scan("zart_signals", ""),
+    }
+    assert plans.pages() < 1000
 
 
 async def test_live_executions_are_listed_without_reading_finished_ones(worker: TickingWorker) -> None:

@@ -78,12 +78,13 @@ ON_DATABASE = [
     ["status", "x"],
     ["wait", "x"],
     ["cancel", "x"],
+    ["release", "x"],
     ["list"],
     ["history", "x"],
     ["event", "x", "go"],
 ]
 
-OF_ONE_EXECUTION = [["status"], ["wait"], ["cancel"], ["history"], ["event", "go"]]
+OF_ONE_EXECUTION = [["status"], ["wait"], ["cancel"], ["release"], ["history"], ["event", "go"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +330,14 @@ def test_the_children_of_nobody_are_asked_for(zart_here: Zart) -> None:
 @pytest.mark.parametrize("option", ["--status=done", "--limit=0", "--limit=x", "--after=nonsense"])
 def test_a_list_that_cannot_be_made_is_refused(zart_here: Zart, option: str) -> None:
     assert zart_here("list", option).is_refused()
+
+
+def test_release_refuses_what_is_not_quarantined(zart_here: Zart) -> None:
+    zart_here("start", "increment", "--id", "one", "--data", "1")
+    plain, as_json = zart_here("release", "one"), zart_here("release", "one", "--json")
+    assert (plain.code, as_json.code) == (1, 1)
+    assert plain.err == "zart: one is not quarantined; `zart status` shows how it is\n"
+    assert as_json.json == {"execution_id": "one", "released": False}
 
 
 def test_cancel_answers_whether_it_came_in_time(zart_here: Zart) -> None:

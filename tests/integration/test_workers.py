@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.support.database import Database
 from tests.support.eventually import eventually
-from tests.support.ticking import Checkpoint, Child, Move, TickingWorker, start
+from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
 from zart.model import ExecutionStatus, StoredStatus, Verb
 from zart.store import executions, journal, queue, workers
 
@@ -33,6 +33,22 @@ async def take_over(worker: TickingWorker, blame: list[int] | None = None, *, pr
     return await workers.take_over_worker(
         worker.connection, worker.schema, worker.bucket, worker.id, proof=proof, blame=blame
     )
+
+
+async def claimed_apart(worker: TickingWorker, database: Database) -> tuple[TickingWorker, Claim]:
+    """Another worker, which has claimed an execution that was set apart."""
+    [guilty] = await worker.claim(1)
+    await take_over(worker, [guilty.id])
+    other = await heir_of(worker, database)
+    await other.register()
+    [claim] = (await other.tick(claim=1, lanes=[-worker.lanes[0]])).claims
+    return other, claim
+
+
+async def deaths_and_lane(worker: TickingWorker, id: int) -> tuple[int, int]:
+    row = await worker.connection.fetchrow("select crashes, lane from zart.zart_queue where id = $1", id)
+    assert row is not None
+    return row["crashes"], row["lane"]
 
 
 class TestRegistration:
@@ -139,15 +155,60 @@ class TestTakeover:
     async def test_without_a_culprit_all_are_set_apart_from_the_second_time_on(
         self, database: Database, worker: TickingWorker
     ) -> None:
-        for crashes in (1, 2):
+        for apart in (0, 3):
             other = await heir_of(worker, database)
             await other.register()
             await other.claim(3)
             done = await take_over(stuck_seen_by(other, worker), None)
-            assert {each.crashes for each in done.freed} == {crashes}
+            assert ({each.crashes for each in done.freed}, len(done.apart)) == ({1}, apart)
         assert await queue.ready_lanes(worker.connection, worker.schema, worker.bucket, ["task"], None) == [
             -worker.lanes[0]
         ]
+
+    @pytest.mark.parametrize("blame_is_known", [True, False])
+    async def test_a_death_apart_counts_once(
+        self, database: Database, worker: TickingWorker, blame_is_known: bool
+    ) -> None:
+        [guilty] = await worker.claim(1)
+        await take_over(worker, [guilty.id])
+        for crashes in (2, 3, 4):
+            other = await heir_of(worker, database)
+            await other.register()
+            await other.tick(claim=1, lanes=[-worker.lanes[0]])
+            done = await take_over(stuck_seen_by(other, worker), [guilty.id] if blame_is_known else None)
+            assert [(each.id, each.crashes) for each in done.freed] == [(guilty.id, crashes)]
+
+    @pytest.mark.parametrize("verb", [Verb.PARK, Verb.RETRY, Verb.HANDLE])
+    async def test_a_completed_turn_brings_back_and_forgets_the_deaths(
+        self, database: Database, worker: TickingWorker, verb: Verb
+    ) -> None:
+        other, claim = await claimed_apart(worker, database)
+        await other.tick(moves=[Move(claim.id, claim.epoch, verb, due=0.0, error=b"{}")])
+        assert await deaths_and_lane(worker, claim.id) == (0, worker.lanes[0])
+
+    async def test_what_is_handed_back_stays_apart(self, database: Database, worker: TickingWorker) -> None:
+        other, claim = await claimed_apart(worker, database)
+        await other.tick(moves=[Move(claim.id, claim.epoch, Verb.PUT_OFF, due=0.0)])
+        assert await deaths_and_lane(worker, claim.id) == (1, -worker.lanes[0])
+
+    async def test_how_it_died_is_the_error_of_what_is_set_apart(
+        self, database: Database, worker: TickingWorker
+    ) -> None:
+        claims = await worker.claim(2)
+        done = await workers.take_over_worker(
+            worker.connection,
+            worker.schema,
+            worker.bucket,
+            worker.id,
+            proof=True,
+            blame=[claims[0].id],
+            death='{"how": "signal SIGSEGV"}',
+        )
+        rows = await worker.connection.fetch(
+            "select id, execution_id, error::text from zart.zart_executions where error is not null"
+        )
+        assert [(row["id"], row["error"]) for row in rows] == [(claims[0].id, '{"how": "signal SIGSEGV"}')]
+        assert done.apart == (rows[0]["execution_id"],)
 
     async def test_an_unknown_worker_is_gone(self, worker: TickingWorker) -> None:
         stranger = TickingWorker(worker.connection, worker.schema, worker.bucket, worker.lanes)

@@ -276,4 +276,28 @@ FAULTS: tuple[Fault, ...] = (
         (("v_now, a.run, a.epoch from again a", "v_now, a.run, 0 from again a"),),
         races.turn_of_a_former_run,
     ),
+    Fault(
+        "a release begins the epochs again",
+        "zart_release_1",
+        (("v_it.run, v_it.epoch, v_done)", "v_it.run, 0, v_done)"),),
+        races.turn_before_a_release,
+    ),
+    Fault(
+        "a release does not lock the children",
+        "zart_release_1",
+        (("  order by q.id for update;", "  order by q.id;"),),
+        races.child_ends_while_its_parent_is_released,
+    ),
+    Fault(
+        "a release leaves the signals of its children",
+        "zart_release_1",
+        (("s.bucket = p_bucket and s.id = v_it.id and s.run = v_it.run;", "false;"),),
+        races.child_is_cancelled_while_its_parent_is_released,
+    ),
+    Fault(
+        "a release leaves word that its children are to end",
+        "zart_release_1",
+        (("and s.run = v_it.run;", "and s.run = v_it.run and s.n > 0;"),),
+        races.release_before_the_children_have_ended,
+    ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from tests.race.scene import Scene
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, read_answer
-from zart.model import Kind, Verb
+from zart.model import Kind, StoredStatus, Verb
 from zart.store import executions, journal, workers
 from zart.store.statements import in_schema, statement
 
@@ -221,6 +221,56 @@ async def turn_of_a_former_run(scene: Scene) -> None:
     scene.must(late.checkpointed == 0, "the turn of a former run wrote into the journal of the present one")
 
 
+async def turn_before_a_release(scene: Scene) -> None:
+    """The turn that ended in quarantine cannot end the execution once more after its release."""
+    await scene.start("a")
+    worker = await scene.worker()
+    [former] = await worker.claim(1)
+    ending = Move(former.id, former.epoch, Verb.FINISH, status=StoredStatus.QUARANTINED)
+    await worker.tick(moves=[ending])
+    await _release(scene)
+    await worker.claim(1)
+    late = await worker.tick([Checkpoint(former.id, former.epoch, 1)], [ending])
+    scene.must(not late.applied, "a turn before the release ended the execution")
+    scene.must(late.checkpointed == 0, "a turn before the release wrote into the journal")
+
+
+async def child_ends_while_its_parent_is_released(scene: Scene) -> None:
+    """A child whose end commits while its parent is released is counted."""
+    worker, parent, [child] = await _quarantined_parent(scene)
+    ending = worker.connection.transaction()
+    await ending.start()
+    await _finish(worker, [child])
+    operator = await scene.connect()
+    release = await scene.begin(operator, executions.release(operator, scene.schema, scene.bucket, "a"))
+    await ending.commit()
+    await release
+    scene.must(await _ends_counted(scene, parent) == 1, "the end of a child is not counted at its parent's release")
+
+
+async def child_is_cancelled_while_its_parent_is_released(scene: Scene) -> None:
+    """A child whose cancel commits while its parent is released is counted once."""
+    _, parent, [child] = await _quarantined_parent(scene)
+    canceller, operator = await scene.connect(), await scene.connect()
+    cancelling = canceller.transaction()
+    await cancelling.start()
+    name = await scene.fetchval("select execution_id from :schema.zart_executions where id = $1", child.id)
+    await executions.cancel(canceller, scene.schema, scene.bucket, name)
+    release = await scene.begin(operator, executions.release(operator, scene.schema, scene.bucket, "a"))
+    await cancelling.commit()
+    await release
+    await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
+    scene.must(await _ends_counted(scene, parent) == 1, "the cancel of a child is not counted once")
+
+
+async def release_before_the_children_have_ended(scene: Scene) -> None:
+    """Word that the children of a quarantined execution are to end means nothing once it is released."""
+    _, _, [child] = await _quarantined_parent(scene)
+    await _release(scene)
+    await journal.deliver_signals(scene.observer, scene.schema, scene.bucket)
+    scene.must(await scene.run_at_of(child.id) != "gone", "a child was cancelled whose parent goes on")
+
+
 INTERLEAVINGS: tuple[Interleaving, ...] = (
     takeover_while_the_last_tick_commits,
     reregistration_while_the_last_tick_commits,
@@ -236,6 +286,10 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
     parent_parks_in_the_tick_that_ends_its_child,
     row_held_by_an_open_transaction,
     turn_of_a_former_run,
+    turn_before_a_release,
+    child_ends_while_its_parent_is_released,
+    child_is_cancelled_while_its_parent_is_released,
+    release_before_the_children_have_ended,
 )
 
 
@@ -251,6 +305,22 @@ async def _parked_parent(
         children=_children(scene, parent.id, children),
     )
     return worker, parent.id, await worker.claim(children if claimed is None else claimed)
+
+
+async def _quarantined_parent(scene: Scene) -> tuple[TickingWorker, int, list[Claim]]:
+    """A worker that holds the child of an execution that has ended in quarantine."""
+    await scene.start("a")
+    worker = await scene.worker()
+    [parent] = await worker.claim(1)
+    await worker.tick(moves=[Move(parent.id, parent.epoch, Verb.HOLD)], children=_children(scene, parent.id, 1))
+    held = await worker.claim(1)
+    await worker.tick(moves=[Move(parent.id, parent.epoch, Verb.FINISH, status=StoredStatus.QUARANTINED)])
+    return worker, parent.id, held
+
+
+async def _release(scene: Scene) -> None:
+    async with asyncio.timeout(5):
+        await executions.release(scene.observer, scene.schema, scene.bucket, "a")
 
 
 def _children(scene: Scene, parent: int, count: int) -> list[Child]:

@@ -18,7 +18,7 @@ from zart.config import WorkerConfig
 from zart.durable import DurableExecution
 from zart.engine.loop import WorkerLoop
 from zart.engine.session import new_worker_id
-from zart.metrics import Place
+from zart.metrics import ASKED, Place
 from zart.model import EventAnswer, ExecutionRecord, KeySpace, StepRecord
 from zart.registry import TaskRegistry
 from zart.store import executions, journal, queue, workers
@@ -89,6 +89,7 @@ class Engine:
         while True:
             for loop in self.loops:
                 with contextlib.suppress(AttributeError):  # not registered yet
+                    loop.place.alone = loop.place.alone or (0 if loop.turns else ASKED)
                     loop.wake()
             for bucket in range(self.database.buckets):
                 await journal.deliver_signals(connection, self.schema, bucket)

@@ -94,6 +94,9 @@ class Body:
     async def trx(self) -> Connection:
         raise NotImplementedError
 
+    def whose(self) -> Any:
+        raise NotImplementedError
+
     def know_task(self, task: asyncio.Task[Any]) -> None:
         pass
 

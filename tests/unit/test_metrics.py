@@ -25,9 +25,10 @@ def test_counters_survive_the_worker_that_made_them() -> None:
     place.worker_id, place.executing, place.held = 2**63 - 1, 7, 3
     place.add(metrics.EXECUTIONS_COMPLETED, 5)
     place.observe(metrics.TICK_DURATION, 0.002)
-    place.enter_thread(9)
+    place.note_thread(9, 5)
+    place.note_step("long")
     place.clear()
-    assert (place.worker_id, place.executing, place.held, place.running()) == (0, 0, 0, [])
+    assert (place.worker_id, place.executing, place.held, place.running(), place.step) == (0, 0, 0, [], "")
     assert metrics.total([place], metrics.EXECUTIONS_COMPLETED) == 5
     assert sum(metrics.merged([place], metrics.TICK_DURATION)) == 1
 
@@ -72,19 +73,28 @@ def test_a_value_over_every_bound_reads_as_the_last_bound() -> None:
 def test_running_names_the_loop_and_the_threads() -> None:
     place = Place.private()
     place.executing = 5
-    entries = [place.enter_thread(claim_id) for claim_id in (11, 12)]
+    place.note_thread(0, 11)
+    place.note_thread(metrics.MOST_THREADS - 1, 12)
     assert place.running() == [5, 11, 12]
-    place.leave_thread(entries[0])
+    place.note_thread(0, 0)
     assert place.running() == [5, 12]
 
 
-def test_more_threads_than_room_read_as_unknown_until_they_leave() -> None:
+def test_a_worker_that_leaves_by_itself_names_nobody() -> None:
     place = Place.private()
-    entries = [place.enter_thread(n + 1) for n in range(70)]
-    assert place.running() is None
-    for entry in reversed(entries):
-        place.leave_thread(entry)
-    assert place.running() == []
+    place.executing = 5
+    place.note_thread(3, 11)
+    place.leave()
+    assert (place.running(), place.draining) == ([], 1)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("crunch", "crunch"), ("", ""), ("ß" * 300, "ß" * 256)])
+def test_the_step_begun_last_is_kept_up_to_a_length(name: str, kept: str) -> None:
+    place = Place.private()
+    place.note_step("another one")
+    place.note_step(name)
+    assert place.step == kept
+    assert (place.words[metrics.EXECUTIONS_CLAIMED], place.running()) == (0, [])
 
 
 def test_a_place_in_shared_memory_is_seen_after_a_fork() -> None:

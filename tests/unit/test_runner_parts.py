@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 
 import pytest
 
 from zart.errors import InvalidArgument
-from zart.metrics import TICKS, Place
+from zart.metrics import MOST_THREADS, TICKS, Place
 from zart.runner import board as header
 from zart.runner.board import Board
 from zart.runner.health import Watchdog
-from zart.runner.link import STOP, Death, DeathLink
+from zart.runner.link import MESSAGE_BYTES, STOP, Death, DeathLink
 from zart.runner.options import RunnerOptions
-from zart.runner.process import describe_status
+from zart.runner.process import blamed, describe_status
 from zart.runner.seat import Seat, restart_delay
 
 
@@ -120,7 +121,9 @@ def _received(end: socket.socket) -> list[bytes]:
 
 
 def test_a_death_comes_back_as_it_was_sent() -> None:
-    for death in (Death(1, (2**63 - 1, 5), (7,)), Death(2, (), None), Death(3, (1,), ())):
+    most = tuple(range(2**63 - MOST_THREADS - 1, 2**63))
+    for death in (Death(1, (5,), most, "signal SIGSEGV", "ß" * 256), Death(2, (), None), Death(3, (1,), ())):
+        assert len(death.encode()) <= MESSAGE_BYTES
         assert Death.decode(death.encode()) == death
 
 
@@ -179,6 +182,37 @@ def test_more_deaths_than_the_socket_holds_wait_without_blocking() -> None:
             heard += len(_received(control))
             link.exchange()
     link.close()
+
+
+@pytest.mark.parametrize("status", [0, 7 << 8, signal.SIGSEGV, signal.SIGKILL])
+def test_those_whose_code_ran_are_blamed_however_the_process_ended(status: int) -> None:
+    place = Place.private()
+    place.ready, place.executing = 1, 5
+    place.note_thread(0, 11)
+    assert blamed(place, status, stalled=False) == [5, 11]
+
+
+def test_a_loop_that_stood_still_is_the_doing_of_what_it_ran() -> None:
+    place = Place.private()
+    place.ready, place.executing = 1, 5
+    place.note_thread(0, 11)
+    assert blamed(place, signal.SIGKILL, stalled=True) == [5]
+
+
+@pytest.mark.parametrize("status", [0, 7 << 8, signal.SIGSEGV, signal.SIGABRT])
+def test_what_a_process_did_itself_may_be_the_doing_of_any_when_no_code_was_seen_to_run(status: int) -> None:
+    place = Place.private()
+    place.ready = 1
+    assert blamed(place, status, stalled=False) is None
+    place.leave()
+    assert blamed(place, status, stalled=False) == []
+
+
+@pytest.mark.parametrize("status", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_from_outside_blames_nobody_who_only_waits(status: int) -> None:
+    place = Place.private()
+    place.ready = 1
+    assert blamed(place, status, stalled=False) == []
 
 
 def test_statuses_are_named() -> None:

@@ -1,4 +1,4 @@
-"""The verbs on executions: start, status, wait, cancel, list, history, event."""
+"""The verbs on executions: start, status, wait, cancel, release, list, history, event."""
 
 from __future__ import annotations
 
@@ -126,6 +126,30 @@ def cancel(
         raise Failed(f"{one_line(execution_id)} had ended already; `zart status` shows how")
 
 
+def release(
+    execution_id: ExecutionId,
+    database_url: DatabaseUrl = None,
+    embedded: Embedded = None,
+    schema: Schema = SchemaDefault,
+    as_json: AsJson = False,
+) -> None:
+    """Take an execution out of quarantine: its run goes on where it stood.
+
+    Exit code 1: it is not quarantined.
+    """
+
+    async def work(scheduler: PostgresScheduler) -> bool:
+        return await scheduler.release(execution_id)
+
+    released = ask(database_url, embedded, schema, work, makes_data=False)
+    if as_json:
+        print_json({"execution_id": execution_id, "released": released})
+    elif released:
+        print(f"released {one_line(execution_id)}")
+    if not released:
+        raise Failed(f"{one_line(execution_id)} is not quarantined; `zart status` shows how it is")
+
+
 def list_(
     status: Annotated[ExecutionStatus | None, typer.Option(help="Only those with this status.")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this durable function.")] = None,
@@ -175,6 +199,8 @@ def history(
         print_json(steps)
         return
     print_steps(steps, ended=record.finished_at is not None)
+    if record.status is ExecutionStatus.QUARANTINED:  # nothing in the journal tells that
+        print(f"{one_line(execution_id)} {_ending(record)}")
     if has_children:  # the journal has the outcomes only
         print(f"what it has scheduled: zart list --parent {shlex.quote(one_line(execution_id))}")
 

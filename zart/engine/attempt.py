@@ -27,6 +27,7 @@ from zart.postgres.connection import Connection
 
 if TYPE_CHECKING:
     from zart.engine.children import Child
+    from zart.engine.host import Host
     from zart.engine.turn import Turn
 
 _FIRST = FailedTries()
@@ -327,6 +328,10 @@ class StepRun:
     async def wait_for_children(self, children: Sequence[Child]) -> None:
         """Refused, as `sleep`."""
         raise NotInBody(self._misplaced("wait", "..."))
+
+    def whose(self) -> tuple[Host, int]:
+        """Scope.whose."""
+        return self.turn.whose()
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
         """A step's tasks are its own affair."""

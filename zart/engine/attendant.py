@@ -13,6 +13,7 @@ from typing import Final
 
 from zart.config import WorkerConfig
 from zart.engine.polling import AT_ONCE, LEAST_INTERVAL, Pace, Presence
+from zart.engine.seclusion import Seclusion
 from zart.engine.takeover import Takeover
 from zart.metrics import EXECUTIONS_CLAIMED, TICKS, Place, total
 from zart.postgres.connection import Connection
@@ -38,7 +39,8 @@ class Attendant:
         self._schema, self._config, self._places, self._wake = schema, config, places, wake
         self._presence = Presence(places, config.max_concurrent_tasks)
         self._takeovers: list[Takeover] = []
-        self._pace, self._poll_at = AT_ONCE, 0.0
+        self._seclusion = Seclusion(places)
+        self._pace, self._poll_at, self._polled_at = AT_ONCE, 0.0, 0.0
         self._claimed = 0
         self._signals_at = 0.0
         self._hinted: tuple[int, int] | None = None
@@ -88,7 +90,7 @@ class Attendant:
             now = time.monotonic()
             takers = self._presence.takers(now)
             await self._mark(connection, buckets, takers, now)
-            if takers and now >= self._poll_at:
+            if now >= self._next_poll(bool(takers)):
                 await self._poll(connection, buckets)
             if now >= self._signals_at:
                 await self._deliver_signals(connection, buckets)
@@ -121,16 +123,26 @@ class Attendant:
         for bucket in range(buckets if task_names else 0):
             lanes.update(await queue.ready_lanes(connection, self._schema, bucket, task_names, queues))
         takers = self._presence.takers(time.monotonic())
-        if not any(lane > 0 for lane in lanes):  # what is set apart is only for a worker that holds nothing
-            takers = [index for index in takers if self._places[index].idle]
+        asked = self._seclusion.ask(any(lane < 0 for lane in lanes), time.monotonic())
+        if asked is not None:
+            self._wake(asked)
+        if not any(lane > 0 for lane in lanes):
+            takers = []
         claimed = total(self._places, EXECUTIONS_CLAIMED)
         self._pace = self._pace.polled(
-            found=bool(lanes and takers), claimed=claimed != self._claimed, most=self._config.poll_seconds
+            found=bool(lanes and (takers or asked is not None)),
+            claimed=claimed != self._claimed,
+            most=self._config.poll_seconds,
         )
         self._claimed = claimed
-        self._poll_at = time.monotonic() + self._pace.interval
+        self._polled_at = time.monotonic()
+        self._poll_at = self._polled_at + self._pace.interval
         for index in takers[: self._pace.wakes]:
             self._wake(index)
+
+    def _next_poll(self, takers: bool) -> float:
+        """Workers that are all busy look for work themselves, but for what is set apart."""
+        return self._poll_at if takers else max(self._poll_at, self._polled_at + self._config.poll_seconds)
 
     async def _services(self, connection: Connection) -> tuple[list[str], list[str] | None]:
         """Task names and queues (None: all) that the workers here have registered."""
@@ -163,8 +175,7 @@ class Attendant:
         """Wait until something is due, or told."""
         due = [takeover.due for takeover in self._takeovers if takeover.after is None or takeover.after.entered]
         due += [self._signals_at, time.monotonic() + (_SETTLED_WATCH if self._presence.is_settled() else _WATCH)]
-        if takers:
-            due.append(self._poll_at)
+        due.append(self._next_poll(takers))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(due) - time.monotonic())):
                 await self._nudge.wait()

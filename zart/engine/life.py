@@ -58,12 +58,13 @@ class TurnLife:
         seen: how many wake-ups its history knows of; more mean that an event may have come.
         stop: why it has to stop, None while it may go on.
         ended: its ending was sent, or its claim is gone.
+        apart: it was set apart, and is the only one here.
         first_failure: how the body failed, if this turn runs the failure handler in its place.
         prefix: what its names begin with in the journal.
     """
 
     __slots__ = (
-        "abandon_timer", "adopted", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
+        "abandon_timer", "adopted", "apart", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
         "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family", "first_failure",
         "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names", "parent", "prefix",
         "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec", "step_failure", "stop",
@@ -71,7 +72,6 @@ class TurnLife:
     )  # fmt: skip
 
     spec: DurableSpec
-    execution_id: str
     data: Any
     attempt: int
     loop: asyncio.AbstractEventLoop
@@ -100,6 +100,7 @@ class TurnLife:
         self.handled = False  # its failure is for the handler
         self.prefix = ""
         self.ended = False
+        self.execution_id = ""
         self.main: asyncio.Task[None] | None = None
         self.names: set[int] = set()
         self.tasks: set[asyncio.Task[Any]] = set()  # that called zart
@@ -119,6 +120,7 @@ class TurnLife:
         self.deadline_at = self.wake_at = math.inf
         self.cut = self.thrown_out = False
         self.adopted, self.crashes = adopted, crashes
+        self.apart = False
         self.running = 0  # steps, those in a delay between two tries left out
         self.began = self.waiting_since = 0.0
 
@@ -330,7 +332,7 @@ class TurnLife:
 
     def name(self) -> str:
         """How logs call it: the caller's id, or the number of one that was not begun."""
-        return repr(self.execution_id) if self.main is not None else f"number {self.id}"
+        return repr(self.execution_id) if self.execution_id else f"number {self.id}"
 
     def is_running(self) -> bool:
         """True while the body has not come to its end."""

@@ -55,6 +55,7 @@ class Loader:
             bucket = self.waiting[0].bucket
             turns = [turn for turn in self.waiting if turn.bucket == bucket][:RECORDS_AT_ONCE]
             records, histories = ({}, {}) if draining else await self._read(bucket, turns)
+            deaths = await self._read_deaths(bucket, turns)
             done = set(turns)
             self.waiting = [turn for turn in self.waiting if turn not in done]
             for turn in turns:
@@ -64,7 +65,7 @@ class Loader:
                     turn.close()
                     self._rows.end(turn, Verb.PUT_OFF, due=0.0)
                 else:
-                    self._begin(turn, records.get(turn.id), histories.get(turn.id))
+                    self._begin(turn, records.get(turn.id), histories.get(turn.id), deaths.get(turn.id))
 
     async def _read(self, bucket: int, turns: Sequence[Turn]) -> tuple[dict[int, Any], dict[int, History]]:
         session = self._session
@@ -78,6 +79,14 @@ class Loader:
             histories.update(histories_of(found, self._loop.time()))
         await self._read_parents(bucket, rows)
         return {row["id"]: row for row in rows}, histories
+
+    async def _read_deaths(self, bucket: int, turns: Sequence[Turn]) -> dict[int, Any]:
+        """How the processes died of those that have killed too often."""
+        ids = [turn.id for turn in turns if turn.crashes > self._config.max_crashes]
+        if not ids:
+            return {}
+        rows = await queue.read_deaths(self._session.connection, self._session.schema, bucket, ids)
+        return {row["id"]: row for row in rows}
 
     async def _read_parents(self, bucket: int, rows: Sequence[Any]) -> None:
         """What scheduled steps are told of their parents: read once, as many children have the same."""
@@ -104,22 +113,24 @@ class Loader:
             data = orjson.loads(row["input"] or "null")
         return ExecutionInfo(row["execution_id"], row["task_name"], data, row["attempt"], row["max_retries"])
 
-    def _begin(self, turn: Turn, row: Any, history: History | None) -> None:
+    def _begin(self, turn: Turn, row: Any, history: History | None, death: Any) -> None:
         """Start the body, unless its claim is gone, it has killed too often, or its input cannot be read."""
         if row is None or (turn.is_resumed() and (history is None or history.epoch != turn.epoch)):
             self._lose(turn)
             return
-        turn.history = history
+        turn.history, turn.execution_id = history, row["execution_id"]
         if history is not None:
             turn.seen = history.wakes
-        if turn.crashes > self._config.max_crashes:
-            self._refuse(turn, StoredStatus.QUARANTINED, _quarantined(turn, history))
+        if death is not None:
+            self._refuse(turn, StoredStatus.QUARANTINED, _quarantined(turn, death))
             return
         spec = self._registry[row["task_name"]]
         deadline_in: float | None = row["deadline_in"]
         if deadline_in is None and spec.timeout is not None:
             # Started by name, by someone who did not know the timeout: it counts from the first claim.
             deadline_in = spec.timeout - (history.claimed_ago if history is not None else 0.0)
+        place = self._session.place
+        place.executing = turn.id  # code of the input's own type may run
         try:
             data = spec.input_codec.decode(row["input"] or "null") if spec.takes_data else None
         except SerializationError as error:
@@ -128,9 +139,11 @@ class Loader:
             )
             self._refuse_input(turn, misfit, history)
             return
-        except BaseException as error:  # code of the input's own type, which may even exit
+        except BaseException as error:  # it may even exit
             self._refuse_input(turn, error, history)
             return
+        finally:
+            place.executing = 0
         if spec.is_step and row["step_name"] is None:
             misplaced = InvalidArgument(
                 f"{row['task_name']!r} is a step, which only the body of an execution can schedule;"
@@ -163,12 +176,23 @@ class Loader:
         self._rows.end(turn, Verb.FINISH, status=status, error=failure.encode(record))
 
 
-def _quarantined(turn: Turn, history: History | None) -> failure.Record:
-    """Why an execution is not run any more."""
-    kept = list(history.checkpoints.values()) if history is not None else []
+def _quarantined(turn: Turn, row: Any) -> failure.Record:
+    """Why an execution is not run any more. The first of its deaths set it apart, the others it died alone."""
+    death: failure.Record = failure.decode(row["death"] or "{}")
+    step, last = death.get("step"), row["last_name"]
+    if step is not None and step != last:
+        at = f"in step {step!r}"
+    else:
+        at = "before its first checkpoint" if last is None else f"after {last!r}"
+    how = death.get("how") or "unknown"
     return {
         "kind": "quarantined",
         "type": "Quarantined",
-        "message": f"its code was running when its process died, {turn.crashes} times",
-        "last_checkpoint": max(kept, key=lambda one: one.epoch).name if kept else None,
+        "message": (
+            f"while its code ran, its process died {turn.crashes} times, {turn.crashes - 1} of them with nothing else"
+            f" in it; the last time {at} ({how})"
+        ),
+        "how": how,
+        "step": step,
+        "last_checkpoint": last,
     }

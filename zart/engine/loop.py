@@ -30,7 +30,7 @@ from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
-from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
+from zart.metrics import ALONE, ASKED, CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
 from zart.model import Verb
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import journal, queue, workers
@@ -85,7 +85,6 @@ class WorkerLoop:
         self._sleeper: asyncio.Future[None] | None = None
         self._hungry: set[int] = set()
         self._asked: dict[int, float] = {}  # the loop's time of the last claim in a bucket
-        self._apart: set[int] = set()
         self._alone: Turn | None = None
         self._lanes: list[int] = []
         self._queues: dict[int, str] = {}
@@ -142,7 +141,6 @@ class WorkerLoop:
         """There may be work: look for it in every bucket."""
         self._woken += 1
         self._hungry.update(range(self._session.buckets))
-        self._apart.update(self._hungry)
         self._kick()
 
     def stop(self) -> None:
@@ -178,6 +176,8 @@ class WorkerLoop:
                 await self._sleep()
             await asyncio.sleep(0)  # whatever is ready to run goes into this tick
             try:
+                if self._is_to_run_alone():
+                    await self._run_alone()
                 await self._tick()
                 await self._loader.begin_all(draining=self._draining)
                 await self._between_ticks()
@@ -195,9 +195,14 @@ class WorkerLoop:
             raise error
 
     def _has_work(self) -> bool:
+        if self._alone is not None and self.turns.get(self._alone.id) is not self._alone:
+            self._alone, self.place.alone = None, 0
         between = self._questions or self._look_due or self._lease_due or self._signals_left
-        waiting = self._loader.waiting or self._unplaced or self._hints
+        waiting = self._loader.waiting or self._unplaced or self._hints or self._is_to_run_alone()
         return bool(between or waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
+
+    def _is_to_run_alone(self) -> bool:
+        return self.place.alone == ASKED and not self.turns and not self._draining
 
     async def _sleep(self) -> None:
         self._sleeper = self._loop.create_future()
@@ -237,8 +242,14 @@ class WorkerLoop:
         elif free and answer.lease_live and woken == self._woken:
             self._hungry.discard(bucket)
         self._accept(bucket, answer, free)
-        if free and not answer.claims and not self.turns and bucket in self._apart:
-            await self._claim_apart(bucket)
+
+    async def _run_alone(self) -> None:
+        """The supervisor has asked for it, and this worker is empty: take one execution that is set apart."""
+        self.place.alone = 0  # it is asked again if there are more
+        await self._refresh_lanes()
+        for bucket in range(self._session.buckets):
+            if not self.turns:
+                await self._claim_apart(bucket)
 
     def _accept(self, bucket: int, answer: TickAnswer, free: int) -> None:
         if free and not answer.lease_live:
@@ -262,14 +273,14 @@ class WorkerLoop:
 
     async def _claim_apart(self, bucket: int) -> None:
         """Executions set apart after a crash run only in a worker that holds nothing else, one at a time."""
-        self._apart.discard(bucket)
         answer = await self._resolver.commit(Batch(bucket), [-lane for lane in self._lanes], 1)
         if answer is None:
             return
         self._accept(bucket, answer, 0)
         if answer.claims:
             self._alone = self.turns[answer.claims[0].id]
-            self._apart.add(bucket)
+            self._alone.apart, self.place.alone = True, ALONE
+            self.place.note_step("")
 
     def _hold(self, turn: Turn) -> None:
         before = self.turns.get(turn.id)
@@ -293,11 +304,15 @@ class WorkerLoop:
 
     def _free_slots(self, batch: Batch) -> int:
         """Slots worth a claim: not a few while many are busy, so that claims stay batched."""
-        if self._draining or (self._alone is not None and self.turns.get(self._alone.id) is self._alone):
+        if self._draining or self._is_kept_empty():
             return 0
         slots = self.config.max_concurrent_tasks
         free = slots - len(self.turns) + batch.ending()
         return free if is_worth_a_claim(free, slots) else 0
+
+    def _is_kept_empty(self) -> bool:
+        """An execution that is set apart runs here alone, or is to."""
+        return self._alone is not None or self.place.alone == ASKED
 
     def _wanted_bucket(self) -> int | None:
         """A bucket to claim from: the last one for as long as it gives, then the next."""
@@ -486,6 +501,8 @@ class WorkerLoop:
     @property
     def grace(self) -> float:
         """Host.grace. When slots are wanted, waiting bodies give theirs back at once."""
+        if self.place.alone == ASKED:
+            return 0.0
         slots = self.config.max_concurrent_tasks
         return self.config.grace_seconds if is_worth_a_claim(slots - len(self.turns), slots) else 0.0
 

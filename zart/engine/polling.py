@@ -92,7 +92,7 @@ class Presence:
         found: list[tuple[int, int, int]] = []
         for index, place in enumerate(self._places):
             seen = self._look_at(index, place, now)
-            able = place.ready and not place.draining and now - seen.beaten_at < STILL
+            able = place.ready and not place.draining and not place.alone and now - seen.beaten_at < STILL
             quiet = place.idle or now - seen.ticked_at >= QUIET
             if able and quiet and is_worth_a_claim(self._slots - place.held, self._slots):
                 seen.taking_at = now

@@ -17,6 +17,7 @@ from zart.postgres.connection import Connection
 
 if TYPE_CHECKING:
     from zart.engine.children import Child
+    from zart.engine.host import Host
 
 
 class Scope(Protocol):
@@ -59,6 +60,10 @@ class Scope(Protocol):
         ...
 
     def info(self) -> ExecutionInfo: ...
+
+    def whose(self) -> tuple[Host, int]:
+        """Where it is noted that its code runs, and under which number."""
+        ...
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
         """Its code has made this task."""

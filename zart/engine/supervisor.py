@@ -71,12 +71,16 @@ class Supervisor:
         """Have `run` return soon; takeovers that are under way are left as they are."""
         self._stop.set()
 
-    async def report_death(self, worker_ids: Sequence[int], executing: Sequence[int] | None) -> int:
+    async def report_death(
+        self, worker_ids: Sequence[int], executing: Sequence[int] | None, how: str = "", step: str = ""
+    ) -> int:
         """Free what a worker held whose process is known to be dead; returns when nothing names it any more.
 
         Args:
             worker_ids: its ids, earlier ones first.
             executing: numeric ids of the executions whose code ran at that moment; None when that is not known.
+            how: how it ended, as `signal SIGSEGV`.
+            step: the step begun last by an execution that it ran alone, or "".
 
         Returns:
             How many claims were freed.
@@ -86,7 +90,7 @@ class Supervisor:
         for bucket in range(self._buckets):
             before: Takeover | None = None
             for worker_id in worker_ids:
-                before = Takeover(bucket, worker_id, proof=True, blame=executing, after=before)
+                before = Takeover(bucket, worker_id, proof=True, blame=executing, how=how, step=step, after=before)
                 takeovers.append(before)
         return await self._attendant.take_over(takeovers)
 

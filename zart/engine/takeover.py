@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,6 +27,8 @@ class Takeover:
     Args:
         proof: the worker's process is known to be dead; else its lease must have run out.
         blame: executions whose code ran when it died; None when that is not known.
+        how: how its process ended, as `signal SIGSEGV`.
+        step: the step begun last by an execution that it ran alone, or "".
         after: the takeover of the worker's former id, which comes first: only it can tell whether a change of identity
             that was under way has brought claims to this one.
 
@@ -41,6 +44,8 @@ class Takeover:
     worker_id: int
     proof: bool
     blame: Sequence[int] | None
+    how: str = ""
+    step: str = ""
     after: Takeover | None = None
     entered: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
@@ -57,7 +62,7 @@ class Takeover:
     async def advance(self, connection: Connection, schema: str, now: float) -> int:
         """Try once; give how many claims were freed. Until `done`, it is to be tried again from `due` on."""
         answer = await workers.take_over_worker(
-            connection, schema, self.bucket, self.worker_id, proof=self.proof, blame=self.blame
+            connection, schema, self.bucket, self.worker_id, proof=self.proof, blame=self.blame, death=self._death()
         )
         self.done = answer.gone
         if not answer.busy:
@@ -76,7 +81,14 @@ class Takeover:
         if freed:
             about = fields(worker=self.worker_id)
             _log.info("took over %d execution%s of worker %d", freed, "s"[: freed > 1], self.worker_id, extra=about)
+        for execution_id in answer.apart:
+            _log.warning("execution %r is set apart: its code ran when its process died (%s)", execution_id, self.how)
         return freed
+
+    def _death(self) -> str:
+        """What those that are set apart have as their error while they are."""
+        death = {"kind": "process_died", "type": "ProcessDied", "message": f"its process died: {self.how or 'unknown'}"}
+        return json.dumps({**death, "how": self.how, "step": self.step or None})
 
     async def _end_stalemate(self, connection: Connection, schema: str) -> None:
         """The worker row stays locked. A lease that lives again ends the takeover, else the worker's session ends."""

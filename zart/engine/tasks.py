@@ -24,7 +24,7 @@ class _MakeTask(Protocol):
 
 class _Guarded(Coroutine[Any, Any, Any]):
     """A task's coroutine whose exits are errors: asyncio lets SystemExit and KeyboardInterrupt of a task end its loop,
-    and with it the worker and everybody else's work.
+    and with it the worker and everybody else's work. It is what `Attribution.wrap` has made of the coroutine.
     """
 
     __slots__ = ("coroutine",)
@@ -51,7 +51,7 @@ class _Guarded(Coroutine[Any, Any, Any]):
         raise RuntimeError("this coroutine belongs to a task; await the task")
 
     def __repr__(self) -> str:
-        return repr(self.coroutine)
+        return repr(self.coroutine.coroutine)
 
 
 def _as_error(error: BaseException) -> RuntimeError:
@@ -59,7 +59,8 @@ def _as_error(error: BaseException) -> RuntimeError:
 
 
 class _Follower:
-    """A task factory that tells the scope a task is made in, and guards it. The factory before it makes the task."""
+    """A task factory that tells the scope a task is made in, guards it, and has its code attributed. The factory before
+    it makes the task."""
 
     def __init__(self, before: _MakeTask | None) -> None:
         self.before, self.users = before, 0
@@ -73,7 +74,11 @@ class _Follower:
         make = self.before
         context: Context | None = options.get("context")
         scope = current_scope.get() if context is None else context.get(current_scope)
-        made = coro if scope is None else _Guarded(coro)
+        if scope is None:
+            made: Any = coro
+        else:
+            host, claim_id = scope.whose()
+            made = _Guarded(host.attribution.wrap(cast("Coroutine[Any, Any, Any]", coro), claim_id))
         task = asyncio.Task(made, loop=loop, **options) if make is None else make(loop, made, **options)
         if scope is not None:
             scope.know_task(task)
@@ -144,8 +149,10 @@ def _is_of(future: Any, body: Container[_Task]) -> bool:
 
 
 def _innermost(coroutine: Any) -> types.CoroutineType[Any, Any, Any] | None:
-    """The coroutine at the end of a chain of awaits. A task's is inside what `_Guarded` or `Attribution.wrap` made."""
-    found, coroutine = None, getattr(coroutine, "coroutine", coroutine)
+    """The coroutine at the end of a chain of awaits. A task's is inside what `_Guarded` and `Attribution.wrap` made."""
+    found = None
+    while hasattr(coroutine, "coroutine"):
+        coroutine = coroutine.coroutine
     while inspect.iscoroutine(coroutine):
         found, coroutine = coroutine, coroutine.cr_await
     return found

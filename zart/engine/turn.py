@@ -18,6 +18,7 @@ from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from zart.engine import failure, handler, waits
 from zart.engine.attempt import TRX_BELONGS, StepRun
 from zart.engine.children import CHILDLESS, Child, Family
+from zart.engine.host import Host
 from zart.engine.life import ABANDON_AFTER, MOST_REFUSALS, TurnLife
 from zart.engine.replay import Checkpoint
 from zart.engine.scope import current_scope
@@ -158,7 +159,8 @@ class Turn(TurnLife):
             tries = self.history.tries.get(key)
         self._know_caller()
         run = StepRun(self, call, name, key, tries)
-        thread = self.host.place.enter_thread(self.id) if spec.in_thread else None
+        if self.apart:
+            self.host.place.note_step(name)
         value: Any = None
         failed: BaseException | None = None
         token = current_scope.set(run)
@@ -179,8 +181,6 @@ class Turn(TurnLife):
             run.trying = False
             self.running -= 1
             current_scope.reset(token)
-            if thread is not None:
-                self.host.place.leave_thread(thread)
         # The checkpoint is kept even when the body is being handed back: the effect has happened.
         if self.stop is not None and self.is_interrupted():
             raise self.suspended()
@@ -273,6 +273,10 @@ class Turn(TurnLife):
         if self.parent is not None:
             return self.parent
         return ExecutionInfo(self.execution_id, self.spec.task_name, self.data, self.attempt, self.spec.retry.retries)
+
+    def whose(self) -> tuple[Host, int]:
+        """Scope.whose."""
+        return self.host, self.id
 
     def know_task(self, task: asyncio.Task[Any]) -> None:
         """Scope.know_task."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 import uvloop
 
 from zart.engine.loop import WorkerLoop
+from zart.engine.threads import default_threads
 from zart.errors import DatabaseUnreachable, RegistrationError, ZartError
 from zart.log import logger
 from zart.metrics import Place
@@ -49,14 +50,16 @@ def main(options: RunnerOptions, board: Board, index: int, wake_fd: int) -> int:
         registry = load_registry(options.app)
         _spare_the_collector()
         _run(_work(options, registry, board.places[index], wake_fd))
+        code = EXIT_DRAINED
     except DatabaseUnreachable as error:
         _log.warning("worker %d cannot work: %s", index, error)
-        return EXIT_NO_DATABASE
+        code = EXIT_NO_DATABASE
     except ZartError as error:
         _log.error("worker %d cannot work: %s", index, error)
         board.say(str(error), index)
-        return EXIT_CANNOT_START
-    return EXIT_DRAINED
+        code = EXIT_CANNOT_START
+    board.places[index].leave()
+    return code
 
 
 def _spare_the_collector() -> None:
@@ -77,6 +80,7 @@ async def _check_database(options: RunnerOptions) -> None:
 
 async def _work(options: RunnerOptions, registry: TaskRegistry, place: Place, wake_fd: int) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(default_threads())
     worker = _new_worker(options, registry, place)
     async with contextlib.AsyncExitStack() as stack:
         if registry.lifespan is not None:

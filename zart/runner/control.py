@@ -53,7 +53,7 @@ class _Control:
                 burials.create_task(self._bury(Death.decode(message)))
 
     async def _bury(self, death: Death) -> None:
-        freed = await self._supervisor.report_death(death.worker_ids, death.running)
+        freed = await self._supervisor.report_death(death.worker_ids, death.running, death.how, death.step)
         self._board.header[header.TAKEN_OVER] += freed
         await asyncio.get_running_loop().sock_sendall(self._link, str(death.number).encode())
 

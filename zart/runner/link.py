@@ -14,7 +14,7 @@ from typing import Final
 
 STOP: Final = b"stop"
 """The arbiter's last message: no more deaths will come, end when the last is dealt with."""
-MESSAGE_BYTES: Final = 8192
+MESSAGE_BYTES: Final = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +25,23 @@ class Death:
         number: rises by one per death.
         worker_ids: its ids, in the order in which they are to be taken over.
         running: numeric ids of the executions whose code ran when it ended; None when that is not known.
+        how: how it ended, as `signal SIGSEGV`.
+        step: the step begun last by an execution that it ran alone, or "".
     """
 
     number: int
     worker_ids: tuple[int, ...]
     running: tuple[int, ...] | None
+    how: str = ""
+    step: str = ""
 
     def encode(self) -> bytes:
-        return json.dumps([self.number, self.worker_ids, self.running]).encode()
+        return json.dumps([self.number, self.worker_ids, self.running, self.how, self.step]).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Death:
-        number, worker_ids, running = json.loads(message)
-        return cls(number, tuple(worker_ids), None if running is None else tuple(running))
+        number, worker_ids, running, how, step = json.loads(message)
+        return cls(number, tuple(worker_ids), None if running is None else tuple(running), how, step)
 
 
 class DeathLink:
@@ -73,10 +77,10 @@ class DeathLink:
             self._socket.close()
             self._socket = None
 
-    def report(self, worker_ids: Sequence[int], running: Sequence[int] | None) -> None:
+    def report(self, worker_ids: Sequence[int], running: Sequence[int] | None, how: str = "", step: str = "") -> None:
         """Have control release what a dead worker held."""
         self._last += 1
-        death = Death(self._last, tuple(worker_ids), None if running is None else tuple(running))
+        death = Death(self._last, tuple(worker_ids), None if running is None else tuple(running), how, step)
         self._unacknowledged[death.number] = death
         self._unsent.append(death.encode())
 

@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from zart.log import logger
+from zart.metrics import Place
 
 _PR_SET_PDEATHSIG: Final = 1
+_OWN_SIGNALS: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 _log = logger("runner")
 
@@ -98,3 +102,24 @@ def describe_status(status: int) -> str:
         return f"signal {signal.Signals(number).name}"
     except ValueError:
         return f"signal {number}"
+
+
+def blamed(place: Place, status: int, *, stalled: bool) -> list[int] | None:
+    """Whose code is held to have ended a worker's process.
+
+    Args:
+        place: as the worker left it.
+        status: from `os.waitpid`.
+        stalled: it was killed because its event loop stood still.
+
+    Returns:
+        Numeric ids of executions: those whose code ran at that moment. None when there are none, and yet the process
+        has ended by what it did itself (a thread of the user's own, say): then it may be any that the worker held.
+    """
+    if stalled and place.executing:
+        return [place.executing]
+    running = place.running()
+    if running or place.draining or not place.ready:
+        return running
+    by_itself = os.WIFEXITED(status) or os.WTERMSIG(status) in _OWN_SIGNALS
+    return None if by_itself else []

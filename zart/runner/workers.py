@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from zart.log import logger
-from zart.metrics import Place
+from zart.metrics import ALONE, Place
 from zart.runner import board as header
 from zart.runner import child
 from zart.runner.board import Board
 from zart.runner.health import Watchdog
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
-from zart.runner.process import describe_status
+from zart.runner.process import blamed, describe_status
 from zart.runner.recycling import Life, begin_life
 from zart.runner.seat import Seat
 from zart.runner.stack import Stacks
@@ -161,7 +161,9 @@ class Workers:
         place = self._board.places[index]
         asked = seat.was_asked_to_end(status)
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
-        self._link.report(worker_ids, [] if asked or status == 0 else place.running())
+        how = "its event loop stood still" if seat.stalled else describe_status(status)
+        step = place.step if place.alone == ALONE else ""
+        self._link.report(worker_ids, [] if asked else blamed(place, status, stalled=seat.stalled), how, step)
         was_at_work = bool(place.ready)
         place.clear()
         if asked:

@@ -1,4 +1,4 @@
-"""The records of executions: started, asked for, listed, cancelled, restarted."""
+"""The records of executions: started, asked for, listed, cancelled, restarted, released."""
 
 from __future__ import annotations
 
@@ -102,6 +102,21 @@ async def cancel(connection: Connection, schema: str, bucket: int, execution_id:
 async def restart(connection: Connection, schema: str, bucket: int, execution_id: str) -> bool:
     """Begin a finished execution again as its next run. False: there is none of this id, or it is not finished."""
     return await connection.fetchval(statement("restart", schema), bucket, execution_id) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What `release` did. Of `told`, `root` is the execution at the top of the tree."""
+
+    what: Literal["released", "refused", "told", "unknown"]
+    root: str
+
+
+async def release(connection: Connection, schema: str, bucket: int, execution_id: str) -> Release:
+    """Take an execution out of quarantine: its run goes on. Waits for the ticks that hold its children."""
+    row = await connection.fetchrow(statement("release", schema), bucket, execution_id)
+    assert row is not None
+    return Release(row["what"], row["execution_id"])
 
 
 async def list_executions(

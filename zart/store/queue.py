@@ -86,6 +86,11 @@ async def read_endings(connection: Connection, schema: str, bucket: int, ids: Se
     return await connection.fetch(statement("read_endings", schema), bucket, ids)
 
 
+async def read_deaths(connection: Connection, schema: str, bucket: int, ids: Sequence[int]) -> list[Record]:
+    """Of executions that were set apart: id, death (JSON text), and last_name, the last name in the journal."""
+    return await connection.fetch(statement("read_deaths", schema), bucket, ids)
+
+
 async def add_lanes(
     connection: Connection, schema: str, pairs: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], int]:

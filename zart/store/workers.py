@@ -16,7 +16,8 @@ NOBODY = 0
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """A claim taken from a dead worker. `crashes`: how often its execution is held to have killed its process."""
+    """A claim taken from a dead worker. `crashes`: how often its execution is held to have killed its process since it
+    last completed a turn."""
 
     id: int
     crashes: int
@@ -26,12 +27,14 @@ class Freed:
 class TakeOver:
     """What one call of `take_over_worker` did. Unless `gone`, rows were locked or its last tick still commits.
 
-    `busy`: the worker itself is locked, or its lease lives, so nothing was done yet.
+    `busy`: the worker itself is locked, or its lease lives, so nothing was done yet. `apart`: ids of the executions
+    that were set apart.
     """
 
     gone: bool
     freed: tuple[Freed, ...]
     busy: bool = False
+    apart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +155,28 @@ async def read_services(connection: Connection, schema: str, bucket: int, worker
 
 
 async def take_over_worker(
-    connection: Connection, schema: str, bucket: int, worker: int, *, proof: bool, blame: Sequence[int] | None
+    connection: Connection,
+    schema: str,
+    bucket: int,
+    worker: int,
+    *,
+    proof: bool,
+    blame: Sequence[int] | None,
+    death: str | None = None,
 ) -> TakeOver:
     """Free claims of a worker that is gone. Never waits; repeat until `gone`, and after 2 s of trying `evict_backend`.
 
     Args:
         proof: its process is known to be dead. Without it only an expired lease is taken.
         blame: ids that were executing when it died; empty: none of them; None: unknown, all count.
+        death: how, a JSON object: the error of those that are set apart, until they end.
     """
-    rows = await connection.fetch(statement("take_over_worker", schema), bucket, worker, proof, blame)
+    rows = await connection.fetch(statement("take_over_worker", schema), bucket, worker, proof, blame, death)
     return TakeOver(
         gone=any(row["what"] == "gone" for row in rows),
         freed=tuple(Freed(row["id"], row["crashes"]) for row in rows if row["what"] == "freed"),
         busy=any(row["what"] == "busy" for row in rows),
+        apart=tuple(row["execution_id"] for row in rows if row["what"] == "apart"),
     )
 
 

@@ -145,6 +145,7 @@ left join :schema.zart_lanes l on l.lane = e.lane;
 :include zart_start_1
 :include zart_cancel_1
 :include zart_restart_1
+:include zart_release_1
 :include zart_offer_event_1
 :include zart_deliver_signals_1
 :include zart_load_claims_1

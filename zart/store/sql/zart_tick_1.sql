@@ -280,6 +280,7 @@ begin
         into m_at from unnest(m_due, m_verb) with ordinality u(due, verb, o);
       update :schema.zart_queue q
       set worker = null, lane = case when m.verb = 3 then q.lane else abs(q.lane) end,
+          crashes = case when m.verb = 3 then q.crashes else 0 end,
           priority = q.priority & -2::smallint, waiting = m.verb = 2,
           done_at = coalesce(m.done_at, 2147483647),
           run_at = case when m.verb = 2 and (q.wakes <> m.seen or q.done >= m.done_at) then v_now else m.due_at end
