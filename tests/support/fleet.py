@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ class Fleet:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        log: a file that gets what the runner writes on stderr, for one that runs long: a pipe takes 64 KiB.
     """
 
     database: Database
@@ -46,6 +48,7 @@ class Fleet:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     children: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    log: Path | None = None
     process: subprocess.Popen[str] = field(init=False)
 
     def __enter__(self) -> Self:
@@ -60,14 +63,16 @@ class Fleet:
             "config": self.config,
             "children": self.children,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
-            cwd=ROOT,
-            env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with contextlib.ExitStack() as stack:
+            errors = subprocess.PIPE if self.log is None else stack.enter_context(self.log.open("a"))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
+                cwd=ROOT,
+                env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         return self
 
     def __exit__(
