@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from time import perf_counter
+from time import monotonic_ns, perf_counter
 from typing import Any, NoReturn
 
 from zart.codec import Codec, codec_for, step_key
@@ -479,6 +479,8 @@ class Turn:
         try:
             if self.storing or self.family.unmade:
                 await self._earlier_checkpoints()
+            if monotonic_ns() > self.host.sure_until[self.bucket]:
+                await self.host.make_sure(self)
             try:
                 value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
                 if run.transaction is not None:

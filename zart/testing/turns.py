@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # How often a body that does something besides waiting is asked whether it still does.
 BEAT = 0.005
 # Of children that are made together, in what is told of a crash.
+_FOR_EVER = (2**63,)
 _MOST_NAMES = 3
 
 
@@ -121,6 +122,14 @@ class Pass:
         """Host.database_time."""
         clock = self._journal.clock
         return clock.at(clock.now)
+
+    @property
+    def sure_until(self) -> Sequence[int]:
+        """Host.sure_until: nobody else is there."""
+        return _FOR_EVER
+
+    async def make_sure(self, turn: Turn) -> None:
+        """Host.make_sure."""
 
     def serves(self, task_name: str) -> bool:
         """Host.serves."""
