@@ -154,4 +154,9 @@ select extract(epoch from min(c.at) - h.at)::float8 as seconds from handovers h
 join handovers c on c.id = h.id and c.claimed and c.epoch > h.epoch
 where not h.claimed and h.at between to_timestamp($1) and to_timestamp($2) group by h.id, h.epoch, h.at order by 1
 """
-"""How long each execution that was handed back or taken over while it could run waited for its next claim."""
+"""How long each execution that was handed back or taken over while it could run waited for its next claim, sorted."""
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Of sorted values; 0 when there are none."""
+    return values[int(len(values) * share)] if values else 0.0

@@ -24,7 +24,7 @@ import asyncpg
 
 from tests.chaos import app
 from tests.chaos.claims import ClaimWatch
-from tests.chaos.invariants import RESUMED, violations, watch
+from tests.chaos.invariants import RESUMED, percentile, violations, watch
 from tests.chaos.links import Links
 from tests.chaos.load import Load
 from tests.chaos.trouble import Trouble
@@ -205,15 +205,10 @@ async def _count(report: Report, trouble: Trouble, load: Load) -> None:
     report.steps_begun_again = await connection.fetchval(
         "select count(*) - count(distinct (execution_id, step, attempt)) from effects"
     )
-    report.resumed = _percentiles([row["seconds"] for row in await connection.fetch(RESUMED, 0.0, time.time())])
+    resumed = [row["seconds"] for row in await connection.fetch(RESUMED, 0.0, time.time())]
+    report.resumed = percentile(resumed, 0.5), percentile(resumed, 0.99)
     report.violations += await violations(connection, load.accepted, trouble.faults, LEASE + SWEEP)
     await connection.close()
-
-
-def _percentiles(sorted_values: list[float]) -> tuple[float, float]:
-    if not sorted_values:
-        return 0.0, 0.0
-    return sorted_values[len(sorted_values) // 2], sorted_values[len(sorted_values) * 99 // 100]
 
 
 async def _stuck(database: Database) -> list[dict[str, Any]]:
