@@ -116,7 +116,7 @@ async def soak(seed: int, seconds: float) -> Report:
             finally:
                 await load.close()
                 for runner in trouble.runners:
-                    await asyncio.to_thread(runner.__exit__, None, None, None)
+                    runner.process.kill()
     return report
 
 

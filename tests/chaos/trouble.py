@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import asyncpg
-
 from tests.chaos.invariants import Fault
 from tests.chaos.links import Links
 from tests.support.database import Database
@@ -70,6 +68,7 @@ class Trouble:
             "database restarted, immediate": (1, lambda: self._restart_database("immediate")),
         }
         kind = self.chance.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]
+        await self._start_again()
         began, self._at_work = time.time(), True
         whom = await kinds[kind][1]()
         self.faults.append(Fault(kind, whom, began, time.time()))
@@ -86,8 +85,16 @@ class Trouble:
     async def heal(self) -> None:
         """Nothing is frozen, silent or missing any more; every worker is registered."""
         self.links.heal()
+        await self._start_again()
         for runner in self.runners:
             await runner.ready()
+
+    async def _start_again(self) -> None:
+        """As an orchestrator does with a runner that found no database when it started."""
+        for number, runner in enumerate(self.runners):
+            if runner.process.poll() is not None:
+                await asyncio.to_thread(runner.__exit__, None, None, None)
+                self.runners[number] = self.make_runner().__enter__()
 
     # Processes
 
@@ -100,9 +107,8 @@ class Trouble:
 
     async def _kill_runner(self) -> str:
         number = self.chance.randrange(len(self.runners))
-        old, self.runners[number] = self.runners[number], self.make_runner()
+        old, self.runners[number] = self.runners[number], self.make_runner().__enter__()
         self._send(old.pid, signal.SIGKILL)
-        self.runners[number].__enter__()
         await asyncio.to_thread(old.__exit__, None, None, None)
         return str(old.pid)
 
@@ -129,13 +135,10 @@ class Trouble:
     async def _replace_runner(self) -> str:
         """As an orchestrator rolls them: the next one is there before the last one goes."""
         number = self.chance.randrange(len(self.runners))
-        old, self.runners[number] = self.runners[number], self.make_runner()
-        self.runners[number].__enter__()
-        with contextlib.suppress(OSError, asyncpg.PostgresError):
-            await self.runners[number].ready()
-        old.send(signal.SIGTERM)
-        await asyncio.to_thread(old.process.wait, 30)
-        await asyncio.to_thread(old.__exit__, None, None, None)
+        old, self.runners[number] = self.runners[number], self.make_runner().__enter__()
+        await self.runners[number].ready()
+        code, _, _ = await asyncio.to_thread(old.stop)
+        assert code == 0, f"a runner that was told to stop ended with exit code {code}"
         return str(old.pid)
 
     def workers(self) -> list[int]:

@@ -120,7 +120,7 @@ class Fleet:
         wanted = self.procs if count is None else count
 
         async def registered() -> list[int]:
-            assert self.process.poll() is None, f"the runner ended: {self.process.communicate()}"
+            assert self.process.poll() is None, f"the runner ended with exit code {self.process.returncode}"
             found = sorted((await self.workers()).values())
             return found if len(found) >= wanted else []
 
