@@ -38,6 +38,7 @@ class Fleet:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        root: the folder that the runner imports zart from.
         log: a file that gets what the runner writes on stderr, for one that runs long: a pipe takes 64 KiB.
     """
 
@@ -48,6 +49,7 @@ class Fleet:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     children: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    root: Path = ROOT
     log: Path | None = None
     process: subprocess.Popen[str] = field(init=False)
 
@@ -67,7 +69,7 @@ class Fleet:
             errors = subprocess.PIPE if self.log is None else stack.enter_context(self.log.open("a"))
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
-                cwd=ROOT,
+                cwd=self.root,
                 env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -131,6 +131,7 @@ class WorkerLoop:
                 self._working.cancel()
                 raise
         except asyncpg.PostgresError as error:
+            await self._session.check_schema()
             raise DatabaseError(
                 f"the database cannot run zart's statements ({type(error).__name__}: {error}); see `zart migrate`"
             ) from error
