@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -36,19 +37,24 @@ class Load:
     scheduler: PostgresScheduler
     chance: random.Random
     accepted: list[Accepted] = field(default_factory=list[Accepted])
+    _stopped: bool = False
     _open: set[str] = field(default_factory=set[str])
     _senders: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
 
-    async def run(self, seconds: float, *, at_once: int = 60, per_second: float = 60.0) -> None:
-        """Start executions for so long: so many a second at most, and so many at once."""
+    async def run(self, seconds: float = inf, *, at_once: int = 60, per_second: float = 60.0) -> None:
+        """Start executions for so long, or until `stop`: so many a second at most, and so many at once."""
         end = monotonic() + seconds
-        while monotonic() < end:
+        while monotonic() < end and not self._stopped:
             began = monotonic()
             if len(self._open) < at_once:
                 await self.start(self.chance.choice(list(app.ENDINGS)))
                 await asyncio.sleep(max(0.0, began + 1 / per_second - monotonic()))
             else:
                 await self._look()
+
+    def stop(self) -> None:
+        """Have `run` return once its last start is answered."""
+        self._stopped = True
 
     async def start(self, task_name: str) -> None:
         """Start an execution. What it waits for from outside comes soon after."""

@@ -28,14 +28,15 @@ async def test_nothing_is_lost_or_run_again_and_work_resumes_within_two_seconds(
     await watch(connection)
     async with PostgresScheduler.connect(database.dsn) as scheduler:
         load = Load(scheduler, random.Random(SEED))
-        starting = asyncio.create_task(load.run(3600, per_second=40))
+        starting = asyncio.create_task(load.run(per_second=40))
         began, codes = time.time(), list[int]()
         async with contextlib.AsyncExitStack() as stack:
             runners = [await _started(database, stack), await _started(database, stack)]
             for _ in range(RESTARTS):
                 runners.append(await _started(database, stack))
                 codes.append((await asyncio.to_thread(runners.pop(0).stop))[0])
-            starting.cancel()
+            load.stop()
+            await starting
             assert await load.all_ended(within=60)
             codes += [(await asyncio.to_thread(runner.stop))[0] for runner in runners]
         await load.close()

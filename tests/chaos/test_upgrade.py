@@ -51,7 +51,7 @@ async def test_old_and_later_runners_side_by_side_over_a_migration_lose_and_fail
 
     async with PostgresScheduler.connect(database.dsn) as scheduler:
         load = Load(scheduler, random.Random(1))
-        starting = asyncio.create_task(load.run(3600, per_second=40))
+        starting = asyncio.create_task(load.run(per_second=40))
         with Fleet(database, procs=1, app=_APP) as old:
             (before,) = await old.ready()
             with Fleet(database, procs=1, app=_APP, root=later) as too_early:
@@ -65,7 +65,8 @@ async def test_old_and_later_runners_side_by_side_over_a_migration_lose_and_fail
             ):
                 (first,), (second,) = await new.ready(1), await old_again.ready(1)
                 await eventually(lambda: both_work(before, first, second))
-                starting.cancel()
+                load.stop()
+                await starting
                 assert await load.all_ended(within=60)
                 ends = [await asyncio.to_thread(runner.stop) for runner in (old, new, old_again)]
         await load.close()
