@@ -34,18 +34,20 @@ CARRIED: Final[Mapping[str, Callable[[Batch], bool]]] = {
 
 MOMENTS: Final = ("before a tick with", "in a tick with", "after a tick with")
 
-POINTS: Final = (
-    "after a claim",
-    "before the effect",
-    "after the effect",
-    "in a step of a parallel group",
-    "in on_failure",
-    "in a transaction",
-    "before COMMIT of a transaction",
-    "in COMMIT of a transaction",
-    "after COMMIT of a transaction",
-    *(f"{moment} {what}" for what in CARRIED for moment in MOMENTS),
-)
+POINTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "a claim": ("after a claim",),
+    "an effect": ("before the effect", "after the effect"),
+    "a parallel group": ("in a step of a parallel group",),
+    "on_failure": ("in on_failure",),
+    "a transaction": (
+        "in a transaction",
+        "before COMMIT of a transaction",
+        "in COMMIT of a transaction",
+        "after COMMIT of a transaction",
+    ),
+    **{f"a tick with {what}": tuple(f"{moment} {what}" for moment in MOMENTS) for what in CARRIED},
+}
+"""All points, by what goes on there."""
 
 
 def arm(directory: Path, point: str) -> Path:

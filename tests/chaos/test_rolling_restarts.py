@@ -53,7 +53,9 @@ async def test_nothing_is_lost_or_run_again_and_work_resumes_within_two_seconds(
 
 async def _started(database: Database, stack: contextlib.AsyncExitStack) -> Fleet:
     """A runner whose worker is at work."""
-    runner = Fleet(database, procs=1, app="tests.chaos.app:registry", config={"park_grace": 0.1})
+    runner = Fleet(
+        database, procs=1, app="tests.chaos.app:registry", config={"park_grace": 0.1}, options={"preload": True}
+    )
     stack.enter_context(runner)
     await runner.ready()
     return runner
