@@ -1,15 +1,18 @@
-# Two commands for a fresh machine with Python >= 3.11, its headers and a C compiler: `make demo` and `make test`.
+# For a fresh machine with Python >= 3.11, its headers and a C compiler: `make demo`, `make test`, and `make soak`, which
+# kills, freezes and cuts off a fleet for MINUTES and says what did not hold.
 PYTHON ?= python3
 VENV ?= .venv
 PROCS ?= 2
 EXECUTIONS ?= 20000
 JOBS ?= 4
+MINUTES ?= 30
+SEED ?=
 ALONE := tests/chaos tests/race tests/integration/test_bench.py
 
 SOURCES := pyproject.toml setup.py $(wildcard zart/*.pyx)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -21,6 +24,9 @@ test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -q -n $(JOBS) $(addprefix --ignore=,$(ALONE)) $(PYTEST) || status=$$?; \
 	$(VENV)/bin/python -m pytest -q $(ALONE) $(PYTEST) || status=$$?; \
 	exit $$status
+
+soak: $(VENV)/.test
+	@$(VENV)/bin/python -m tests.chaos.soak --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check

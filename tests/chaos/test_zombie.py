@@ -7,11 +7,13 @@ import signal
 from typing import Any
 
 import asyncpg
+import pytest
 
 from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, all_ended, effects, start
-from tests.support.witness import assert_each_completed_once, make_witness
+from tests.support.witness import assert_each_completed_once, assert_no_committed_step_began_again, make_witness
+from tests.support.workflows import STEPS
 
 LEASE = 1.0
 EXECUTIONS = 20
@@ -23,6 +25,11 @@ _STATE = """
     union all select 'attempt', a.id, a.run, a.epoch, a.name, a.error::text, a.created_at from zart.zart_attempts a
     union all select 'queue', q.id, q.run, q.epoch, q.worker::text, null, q.run_at from zart.zart_queue q
     order by 1, 2, 3, 4, 5
+"""
+
+_BUSIEST = """
+    select w.pid from zart.zart_queue q join zart.zart_workers w on w.id = q.worker
+    group by w.pid order by count(*) desc limit 1
 """
 
 
@@ -96,3 +103,34 @@ async def test_a_whole_runner_that_stood_still_past_its_leases_writes_nothing(
             assert await _state(connection) == before
             assert awake.stop()[0] == 0
     await assert_each_completed_once(connection, inputs)
+
+
+@pytest.mark.parametrize(
+    ("task_name", "under_way"),
+    [
+        ("dawdling", "select count(*) from zart.zart_queue where worker is not null"),
+        ("stumbling", "select count(*) from zart.zart_attempts"),
+    ],
+)
+async def test_a_worker_that_stood_still_past_its_lease_starts_no_step_that_others_have_committed(
+    database: Database, connection: asyncpg.Connection, task_name: str, under_way: str
+) -> None:
+    await make_witness(connection)
+    names = [f"s{n}" for n in range(EXECUTIONS)]
+    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stuck_timeout": 3600}) as fleet:
+        await fleet.ready()
+        ids = {pid: worker_id for worker_id, pid in (await fleet.workers()).items()}
+        await start(database, task_name, dict.fromkeys(names))
+
+        async def all_begun() -> bool:
+            return bool(await connection.fetchval(under_way) == EXECUTIONS)
+
+        await eventually(all_begun)
+        zombie = await connection.fetchval(_BUSIEST)
+        os.kill(zombie, signal.SIGSTOP)
+        await all_ended(database)
+        os.kill(zombie, signal.SIGCONT)
+        await _wait_for_a_word_from(connection, zombie, {ids[zombie]})
+        assert fleet.stop()[0] == 0
+    await assert_each_completed_once(connection, dict.fromkeys(names, STEPS))
+    await assert_no_committed_step_began_again(connection)

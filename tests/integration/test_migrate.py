@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import subprocess
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -11,10 +14,14 @@ import asyncpg
 import pytest
 
 from tests.support.database import Database
-from zart.errors import InvalidArgument, SchemaMismatch, SchemaMissing
+from tests.support.fleet import Fleet, all_ended, start
+from tests.support.witness import make_witness
+from zart.errors import DatabaseError, InvalidArgument, SchemaMismatch, SchemaMissing
+from zart.store import migrate as migrating
 from zart.store.migrate import check_schema, migrate, migration_script, migrations
 from zart.store.statements import quoted
 
+_MIGRATE = "from zart.cli.main import main; main()"
 NAMES = [migration.name for migration in migrations("zart")]
 
 
@@ -38,10 +45,16 @@ async def shape(database: Database, schema: str) -> list[str]:
 
 
 async def test_ten_processes_at_once_leave_one_schema(empty_database: Database) -> None:
-    connections = [await empty_database.connect() for _ in range(10)]
-    applied = await asyncio.gather(*(migrate(connection, "zart", 4) for connection in connections))
+    options = ["--schema", "together", "--buckets", "4", "--json", "--database-url", empty_database.dsn]
+    command = [sys.executable, "-c", _MIGRATE, "migrate", *options]
+    pipe = asyncio.subprocess.PIPE
+    processes = [await asyncio.create_subprocess_exec(*command, stdout=pipe) for _ in range(10)]
+    applied = [json.loads((await process.communicate())[0])["applied"] for process in processes]
     assert sorted(applied) == [*([[]] * 9), NAMES]
-    assert (await check_schema(connections[0], "zart")).buckets == 4
+    connection = await empty_database.connect()
+    assert (await check_schema(connection, "together")).buckets == 4
+    await migrate(connection, "alone", 4)
+    assert await shape(empty_database, "together") == await shape(empty_database, "alone")
 
 
 async def test_a_second_migration_changes_nothing(empty_database: Database) -> None:
@@ -81,9 +94,19 @@ async def test_an_older_schema_is_refused_with_what_to_do(database: Database, co
         await check_schema(connection, "zart")
 
 
+async def test_a_newer_schema_that_serves_this_library_is_used(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    known = migrations("zart")[-1].version
+    newer = "insert into zart.zart_migrations(version, name, serves_from) values ($1, 'later', $2)"
+    await connection.execute(newer, known + 1, known)
+    assert (await check_schema(connection, "zart")).buckets == database.buckets
+    assert await migrate(connection, "zart") == []
+
+
 async def test_a_newer_schema_is_refused_with_what_to_do(database: Database, connection: asyncpg.Connection) -> None:
-    await connection.execute("insert into zart.zart_migrations(version, name) values (9999, 'later')")
-    with pytest.raises(SchemaMismatch, match=r"is at version 9999, .*; upgrade zart$"):
+    await connection.execute("insert into zart.zart_migrations values (9999, 'later', 9998)")
+    with pytest.raises(SchemaMismatch, match=r"is at version 9999, which serves .* 9998 or later; .*; upgrade zart$"):
         await check_schema(connection, "zart")
     with pytest.raises(SchemaMismatch):
         await migrate(connection, "zart")
@@ -130,6 +153,59 @@ async def test_the_script_leaves_a_migrated_schema_as_it_is(database: Database) 
     with pytest.raises(subprocess.CalledProcessError):
         psql(database.dsn, migration_script("zart"))
     assert await shape(database, "zart") == before
+
+
+@pytest.fixture
+def with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library knows one migration more, which changes the table that every tick writes to."""
+    known = migrations("zart")
+    text = "alter table zart.zart_queue add column note text;"
+    later = dataclasses.replace(known[-1], version=known[-1].version + 1, name="later", text=text)
+    monkeypatch.setattr(migrating, "migrations", lambda _: [*known, later])
+
+
+async def _hold(connection: asyncpg.Connection) -> asyncpg.transaction.Transaction:
+    """Open a transaction that holds what an offer of an event holds, until it ends."""
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("select from zart.zart_queue for update")
+    return transaction
+
+
+@pytest.mark.usefixtures("with_another")
+async def test_a_migration_that_waits_for_a_lock_does_not_hold_the_fleet_up(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    await make_witness(connection)
+    other = await database.connect()
+    with Fleet(database, procs=1) as fleet:
+        await fleet.ready()
+        held = await _hold(connection)
+        task = asyncio.create_task(migrate(other, "zart"))
+        for number in range(10):
+            await start(database, "sum", {f"s{number}": number})
+            await all_ended(database)
+        assert not task.done()
+        await held.rollback()
+        assert await task == ["later"]
+        await start(database, "sum", {"after": 1})
+        await all_ended(database)
+        assert fleet.stop()[0] == 0
+    await other.close()
+
+
+@pytest.mark.usefixtures("with_another")
+async def test_a_migration_that_gets_no_lock_says_who_has_it(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    other = await database.connect()
+    held = await _hold(connection)
+    pid = connection.get_server_pid()
+    with pytest.raises(DatabaseError, match=rf"'later' .*session {pid} .* holds a lock on table zart_queue; end that"):
+        await migrate(other, "zart", patience=1)
+    await held.rollback()
+    assert await migrate(other, "zart") == ["later"]
+    await other.close()
 
 
 def psql(dsn: str, script: str) -> None:

@@ -41,6 +41,8 @@ class Fleet:
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
         within: a command that runs the runner as its last arguments and waits for it, as `unshare`.
         terminal: its standard input.
+        root: the folder that the runner imports zart from.
+        log_file: gets what the runner writes on stderr, and keeps it.
     """
 
     database: Database
@@ -52,6 +54,8 @@ class Fleet:
     environment: dict[str, str] = field(default_factory=dict[str, str])
     within: tuple[str, ...] = ()
     terminal: int | None = None
+    root: Path = ROOT
+    log_file: Path | None = None
     process: subprocess.Popen[str] = field(init=False)
     _log: IO[str] = field(init=False)
 
@@ -67,10 +71,10 @@ class Fleet:
             "config": self.config,
             "children": self.children,
         }
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+") if self.log_file is None else self.log_file.open("a+")
         self.process = subprocess.Popen(
             [*self.within, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
-            cwd=ROOT,
+            cwd=self.root,
             env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
             stdin=self.terminal,
             stdout=subprocess.PIPE,

@@ -24,9 +24,7 @@ _pool: asyncpg.Pool | None = None
 
 async def make_effects(connection: asyncpg.Connection) -> None:
     """Make the table of effects."""
-    await connection.execute(
-        "create table effects(execution_id text, step text, pid int, began timestamptz default clock_timestamp())"
-    )
+    await connection.execute("create table effects(execution_id text, step text, pid int, began timestamptz)")
 
 
 @asynccontextmanager
@@ -40,11 +38,12 @@ async def lifespan() -> AsyncIterator[None]:
 
 
 async def leave_effect(step: str) -> None:
-    """Note that a step begins."""
+    """Note that a step begins, at this moment: it may be a while until a connection is free, or the process goes on."""
+    began = time.time()  # on the machine that the database runs on
     assert _pool is not None
     execution_id = zart.context().execution_id
     await _pool.execute(
-        "insert into effects(execution_id, step, pid) values ($1, $2, $3)", execution_id, step, os.getpid()
+        "insert into effects values ($1, $2, $3, to_timestamp($4))", execution_id, step, os.getpid(), began
     )
 
 
@@ -74,6 +73,25 @@ async def slow(seconds: float) -> float:
     return await linger(seconds)
 
 
+@zart_step("stumble", retry="fixed(1, 600ms)")
+async def stumble() -> int:
+    await leave_effect("stumble")
+    if zart.context().current_attempt == 0:
+        raise RuntimeError("once more")
+    return STEPS
+
+
+@zart_durable("stumbling")
+async def stumbling() -> int:
+    return await stumble()
+
+
+@zart_durable("dawdling")
+async def dawdling() -> int:
+    await asyncio.sleep(0.6)
+    return await add(0, STEPS)
+
+
 @zart_step("block")
 async def block(seconds: float) -> float:
     await leave_effect("block")
@@ -98,5 +116,5 @@ async def deadly() -> None:
 
 
 registry = zart.TaskRegistry(lifespan=lifespan)
-for durable in (sum_up, slow, blocking, deadly):
+for durable in (sum_up, slow, stumbling, dawdling, blocking, deadly):
     registry.register(durable)

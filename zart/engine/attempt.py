@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from time import perf_counter
+from time import monotonic_ns, perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zart.codec import Codec
@@ -97,6 +97,8 @@ class StepRun:
                 self.number += 1
                 self.try_limit, reruns = None, 0
             self.began, self.trying = perf_counter(), True
+            if monotonic_ns() > self.turn.host.sure_until[self.turn.bucket]:
+                await self.turn.host.make_sure(self.turn)
             try:
                 value = await self._one_try()
                 return value if self.transaction is None else await self.commit(value)

@@ -67,6 +67,11 @@ class Host(Protocol):
         ...
 
     @property
+    def sure_until(self) -> Sequence[int]:
+        """Monotonic nanoseconds, by bucket, until when nobody can have taken the claims that are held there."""
+        ...
+
+    @property
     def rows(self) -> RowSink: ...
 
     @property
@@ -75,6 +80,10 @@ class Host(Protocol):
         ...
 
     async def database_time(self) -> datetime: ...
+
+    async def make_sure(self, turn: Turn) -> None:
+        """Return when it is sure that the claim is still held; a turn whose claim is gone is cancelled meanwhile."""
+        ...
 
     def serves(self, task_name: str) -> bool:
         """Whether this task is registered here."""

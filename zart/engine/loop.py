@@ -81,6 +81,9 @@ class WorkerLoop:
             task_names=sorted(registry),
             host=host,
         )
+        self.sure_until: list[int] = []
+        self._trust = round(config.lease_seconds / 2 * 1e9)
+        self._doubts: list[asyncio.Future[None]] = []
         self._questions: list[asyncio.Future[datetime]] = []
         self._sleeper: asyncio.Future[None] | None = None
         self._hungry: set[int] = set()
@@ -110,6 +113,7 @@ class WorkerLoop:
         """
         self._loop = asyncio.get_running_loop()
         await self._session.open()
+        self.sure_until = [0] * self._session.buckets
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
@@ -126,6 +130,7 @@ class WorkerLoop:
                 self._working.cancel()
                 raise
         except asyncpg.PostgresError as error:
+            await self._session.check_schema()
             raise DatabaseError(
                 f"the database cannot run zart's statements ({type(error).__name__}: {error}); see `zart migrate`"
             ) from error
@@ -197,7 +202,7 @@ class WorkerLoop:
     def _has_work(self) -> bool:
         if self._alone is not None and self.turns.get(self._alone.id) is not self._alone:
             self._alone, self.place.alone = None, 0
-        between = self._questions or self._look_due or self._lease_due or self._signals_left
+        between = self._questions or self._doubts or self._look_due or self._lease_due or self._signals_left
         waiting = self._loader.waiting or self._unplaced or self._hints or self._is_to_run_alone()
         return bool(between or waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
 
@@ -231,10 +236,12 @@ class WorkerLoop:
         free = self._free_slots(batch) if asks else 0
         if free:
             self._asked[bucket] = self._loop.time()
-        woken = self._woken
+        woken, asked = self._woken, monotonic_ns()
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
         if answer is None:
             return
+        if answer.lease_live:
+            self.sure_until[bucket] = asked + self._trust
         if batch.children or answer.risen:
             self._rouse(bucket)
         elif free and len(answer.claims) == free:
@@ -382,6 +389,14 @@ class WorkerLoop:
             if not made.done() and not turn.ended:
                 self._send_children(turn, children).add_done_callback(functools.partial(_pass_on, made))
 
+    async def make_sure(self, turn: Turn) -> None:
+        """Host.make_sure. A process that stood still for a while asks before it begins anything."""
+        while monotonic_ns() > self.sure_until[turn.bucket]:
+            doubt: asyncio.Future[None] = self._loop.create_future()
+            self._doubts.append(doubt)
+            self._kick()
+            await doubt
+
     async def _send_hints(self) -> None:
         session, buckets = self._session, self._hints
         self._hints = set()
@@ -408,7 +423,7 @@ class WorkerLoop:
             await self._renew_own_lease()
         if self._signals_left:
             await self._deliver_signals()
-        if self._look_due:
+        if self._look_due or self._doubts:
             self._look_due = False
             await self._look()
 
@@ -444,17 +459,25 @@ class WorkerLoop:
 
     async def _look(self) -> None:
         """Waiting turns hear here of events, and those that have gone on for a while that they were cancelled."""
-        before = self._loop.time() - LOOK_AT_TURNS_OLDER_THAN
+        before, doubts = self._loop.time() - LOOK_AT_TURNS_OLDER_THAN, self._doubts[:]
         for bucket in range(self._session.buckets):
+            asked = monotonic_ns()
             turns = [
                 turn
                 for turn in self.turns.values()
                 if turn.bucket == bucket
                 and turn.main is not None
-                and (turn.events or turn.family.waits or turn.began < before)
+                and (doubts or turn.events or turn.family.waits or turn.began < before)
             ]
             if turns:
                 await self._look_at(bucket, turns)
+            if doubts:
+                self.sure_until[bucket] = asked + self._trust
+                self._hungry.add(bucket)  # a tick tells whether the identity is gone too
+        del self._doubts[: len(doubts)]
+        for doubt in doubts:
+            if not doubt.done():
+                doubt.set_result(None)
 
     async def _look_at(self, bucket: int, turns: Sequence[Turn]) -> None:
         session = self._session

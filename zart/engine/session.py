@@ -7,6 +7,7 @@ to know whether a tick that got no answer was committed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -120,6 +121,15 @@ class Session:
                 self.place.previous_id = workers.NOBODY
                 self.place.add(RECONNECTS)
                 return held
+
+    async def check_schema(self) -> None:
+        """Raise what is wrong with the schema, if the connection still tells.
+
+        Raises:
+            DatabaseError: it is gone, or does not serve this library any more.
+        """
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await check_schema(self.connection, self.schema)
 
     async def close(self) -> None:
         """Forget the identity, if it holds nothing, and close."""

@@ -10,7 +10,7 @@ import contextvars
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from time import perf_counter
+from time import monotonic_ns, perf_counter
 from typing import Any, NoReturn
 
 from zart.codec import Codec, codec_for, step_key
@@ -168,6 +168,8 @@ class Turn(TurnLife):
         try:
             if self.storing or self.family.unmade:
                 await self._earlier_checkpoints()
+            if monotonic_ns() > self.host.sure_until[self.bucket]:
+                await self.host.make_sure(self)
             try:
                 value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
                 if run.transaction is not None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BEAT = 0.005
 # Of children that are made together, in what is told of a crash.
 _MOST_NAMES = 3
+_FOR_EVER = (2**63,)
 
 
 class Pass:
@@ -122,6 +123,14 @@ class Pass:
         """Host.database_time."""
         clock = self._journal.clock
         return clock.at(clock.now)
+
+    @property
+    def sure_until(self) -> Sequence[int]:
+        """Host.sure_until: nobody else is there."""
+        return _FOR_EVER
+
+    async def make_sure(self, turn: Turn) -> None:
+        """Host.make_sure."""
 
     def serves(self, task_name: str) -> bool:
         """Host.serves."""

@@ -1,3 +1,4 @@
+-- serves_from: 1
 -- The record of every execution, written at its start and at its end. No index on a column that changes: the ending
 --   stays HOT.
 create table :schema.zart_executions(

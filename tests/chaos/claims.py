@@ -1,0 +1,63 @@
+"""Watches who holds claims while faults go on: nothing claimed outlives its worker by more than lease and sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from tests.chaos.trouble import Trouble
+from tests.support.database import Database
+from tests.support.fleet import is_alive
+
+_EVERY = 0.2
+_HELD = (
+    "select q.worker, w.pid, count(*) as claims from zart.zart_queue q left join zart.zart_workers w on w.id = q.worker"
+    " where q.worker is not null group by 1, 2"
+)
+
+
+@dataclass(slots=True)
+class ClaimWatch:
+    """Looks at all claims again and again.
+
+    Args:
+        bound: seconds that a dead worker's claims may last, counted from its death or the end of the last fault:
+            who would free them may have been hit by that.
+    """
+
+    database: Database
+    bound: float
+    violations: list[str] = field(default_factory=list[str])
+    _dead_since: dict[int, float] = field(default_factory=dict[int, float])
+
+    async def run(self, trouble: Trouble) -> None:
+        """Watch until cancelled."""
+        while True:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection = await asyncpg.connect(self.database.dsn, timeout=5, command_timeout=5)
+                try:
+                    while True:
+                        self._look(await connection.fetch(_HELD), trouble)
+                        await asyncio.sleep(_EVERY)
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(_EVERY)
+
+    def _look(self, rows: list[asyncpg.Record], trouble: Trouble) -> None:
+        now, before = time.time(), self._dead_since
+        self._dead_since = {}
+        for row in rows:
+            if row["pid"] is None:
+                self._tell(f"{row['claims']} claims are held by worker {row['worker']}, which has no row")
+            elif not is_alive(row["pid"]):
+                since = self._dead_since[row["worker"]] = before.get(row["worker"], now)
+                quiet_since = max(since, trouble.troubled_until(now))
+                if now - quiet_since > self.bound:
+                    self._tell(f"{row['claims']} claims of the dead process {row['pid']}, for {now - since:.1f} s")
+
+    def _tell(self, what: str) -> None:
+        self.violations.append(f"nothing claimed outlives lease + sweep: {what}")
