@@ -24,6 +24,7 @@ from typing import Final
 
 from zart.errors import ZartError
 from zart.log import logger
+from zart.metrics import ALONE
 from zart.registry import load_registry
 from zart.runner import board as header
 from zart.runner import child, control
@@ -230,7 +231,8 @@ class _Arbiter:
         asked = self._stop_at is not None and (seat.killed or status in (0, signal.SIGTERM))
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
         how = "its event loop stood still" if seat.killed else describe_status(status)
-        self._link.report(worker_ids, [] if asked else blamed(place, status, stuck=seat.killed), how, place.step)
+        step = place.step if place.alone == ALONE else ""
+        self._link.report(worker_ids, [] if asked else blamed(place, status, stuck=seat.killed), how, step)
         was_at_work = bool(place.ready)
         place.clear()
         if asked:
