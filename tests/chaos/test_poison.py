@@ -60,8 +60,8 @@ async def test_whatever_kills_its_process_is_found_and_quarantined(
                     2,
                     "quarantined",
                 ), way
-                # What ends by a thread of its own is not known to run: all that are held with it are run alone once.
-                assert noted(acts)[way] == (3 if way == "own-thread" else 2), way
+                # A thread of its own is not seen: whoever runs on the loop just then is blamed, or all that are held.
+                assert noted(acts)[way] >= 2 if way == "own-thread" else noted(acts)[way] == 2, way
         await all_ended(database)
         assert noted(acts)["handled"] == 0
         good = "select count(*) from zart.zart_executions where task_name = 'sum' and status = 1"
