@@ -54,5 +54,5 @@ async def leave_effect(step: str, tries: int = 1) -> None:
             assert _pool is not None
             await _pool.execute(_INSERT, note, info.execution_id, step, os.getpid(), info.current_attempt, tries, began)
             return
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await asyncio.sleep(_AGAIN_AFTER)

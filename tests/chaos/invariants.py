@@ -22,7 +22,7 @@ create table handovers(id bigint, epoch int, claimed boolean, at timestamptz def
 create function note_ending() returns trigger language plpgsql as $$
 begin
   if old.status = 0 and new.status <> 0 then insert into public.endings values (new.id, new.run, new.status); end if;
-  if old.status <> 0 and old is distinct from new then
+  if old.status <> 0 and old::text is distinct from new::text then
     insert into public.changes values (format('execution %s: %s became %s', old.execution_id, old, new));
   end if;
   return null;

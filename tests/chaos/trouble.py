@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.invariants import Fault
@@ -47,11 +48,30 @@ class Trouble:
     runners: list[Fleet]
     lease: float
     faults: list[Fault] = field(default_factory=list[Fault])
+    _first: list[str] = field(default_factory=list[str])
     _at_work: bool = False
 
     async def make(self) -> Fault:
-        """Make one fault, and return when it is healed as far as it is for others to heal it."""
-        kinds: dict[str, tuple[int, Callable[[], Awaitable[str]]]] = {
+        """Make one fault, and return when it is healed as far as it is for others to heal it.
+
+        Each kind comes once before any comes again.
+        """
+        kinds = self._kinds()
+        if len(self.faults) < len(kinds):
+            self._first = self._first or self.chance.sample(list(kinds), len(kinds))
+            kind = self._first.pop()
+        else:
+            kind = self.chance.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]
+        await self._start_again()
+        began, self._at_work = time.time(), True
+        whom = await kinds[kind][1]()
+        self.faults.append(Fault(kind, whom, began, time.time()))
+        self._at_work = False
+        return self.faults[-1]
+
+    def _kinds(self) -> dict[str, tuple[int, Callable[[], Awaitable[str]]]]:
+        """How often each comes, and what makes it."""
+        return {
             "worker killed": (6, self._kill_worker),
             "control killed": (2, self._kill_control),
             "runner killed, another started": (1, self._kill_runner),
@@ -64,16 +84,9 @@ class Trouble:
             "link silent": (2, self._silence_link),
             "session terminated": (3, self._terminate_session),
             "LISTEN terminated": (1, self._terminate_listen),
-            "database restarted, fast": (1, lambda: self._restart_database("fast")),
-            "database restarted, immediate": (1, lambda: self._restart_database("immediate")),
+            "database restarted, fast": (1, partial(self._restart_database, "fast")),
+            "database restarted, immediate": (1, partial(self._restart_database, "immediate")),
         }
-        kind = self.chance.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]
-        await self._start_again()
-        began, self._at_work = time.time(), True
-        whom = await kinds[kind][1]()
-        self.faults.append(Fault(kind, whom, began, time.time()))
-        self._at_work = False
-        return self.faults[-1]
 
     def troubled_until(self, now: float) -> float:
         """When the last fault was healed; `now`, while there is one."""
