@@ -148,17 +148,6 @@ async def test_workers_that_were_at_work_before_they_failed_are_made_again(order
         assert fleet.stop()[:2] == (0, {"TAKEN_OVER": 0, "DEATHS": 4, "FORKS": 5})
 
 
-async def test_a_worker_whose_loop_stands_still_is_killed_and_what_ran_is_blamed(orders: Path) -> None:
-    with stand_ins(orders, stall=1.0) as fleet:
-        stalled, other = await workers_of(orders)
-        (orders / f"still-{stalled}").touch()
-        await eventually(lambda: deaths_in(orders))
-        assert deaths_in(orders)[0].endswith("[7]")
-        assert is_alive(other)
-        assert not is_alive(stalled)
-        assert fleet.stop()[0] == 0
-
-
 async def test_a_child_that_dies_again_and_again_is_made_again_ever_later(fleet: Fleet, orders: Path) -> None:
     for deaths in range(1, 4):
         first = (await workers_of(orders))[-1]

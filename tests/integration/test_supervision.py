@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, is_alive
-from tests.support.tree import deaths_in, living, order, stand_ins, workers_of
+from tests.support.tree import control_of, deaths_in, living, order, stand_ins, workers_of
 from zart.runner.recycling import resident_bytes
 
 
@@ -51,19 +51,20 @@ def _company(orders: Path) -> list[int]:
 
 @pytest.mark.parametrize("how", ["asleep", "computing"])
 async def test_a_stalled_worker_is_reported_with_its_stack_then_killed(orders: Path, how: str) -> None:
-    with stand_ins(orders, stall=1.0, log_format="json") as fleet:
-        stalled, _ = await workers_of(orders)
+    with stand_ins(orders, stall=1.5, log_format="json") as fleet:
+        stalled, other = await workers_of(orders)
         worker_id = int((orders / f"worker-{stalled}").read_text())
         order(orders, f"still-{stalled}", how)
         await _logged(fleet, "is killed")
         await eventually(lambda: deaths_in(orders))
         assert deaths_in(orders) == [f"1 5,{worker_id} [7]"]
+        assert is_alive(other)
         lines = [json.loads(line) for line in fleet.log().splitlines()]
     [report] = [line for line in lines if "is killed" in line["event"]]
     assert f"process {stalled}" in report["event"]
     assert "while execution 7 ran" in report["event"]
     assert (report["worker"], report["worker_pid"], report["executions"]) == (worker_id, stalled, [7])
-    assert 1.0 <= report["blocked_seconds"] < 4.0
+    assert 1.5 <= report["blocked_seconds"] < 5.0
     assert "in stand_still" in report["stack"].partition("in worker")[0]
     assert report["stack"].startswith("Current thread")
     events = [line["event"] for line in lines]
@@ -71,7 +72,7 @@ async def test_a_stalled_worker_is_reported_with_its_stack_then_killed(orders: P
 
 
 async def test_a_stopped_worker_is_killed_without_a_stack(orders: Path) -> None:
-    with stand_ins(orders, stall=1.0) as fleet:
+    with stand_ins(orders, stall=1.5) as fleet:
         stopped, _ = await workers_of(orders)
         os.kill(stopped, signal.SIGSTOP)
         await eventually(lambda: deaths_in(orders))
@@ -80,7 +81,7 @@ async def test_a_stopped_worker_is_killed_without_a_stack(orders: Path) -> None:
 
 
 async def test_all_stalled_workers_are_reported_each_with_its_own_stack(orders: Path) -> None:
-    with stand_ins(orders, stall=1.0, log_format="json") as fleet:
+    with stand_ins(orders, stall=1.5, log_format="json") as fleet:
         pids = await workers_of(orders)
         for pid in pids:
             order(orders, f"still-{pid}")
@@ -251,6 +252,16 @@ async def test_workers_that_are_killed_before_they_are_at_work_end_the_runner(or
     assert code == 3
     assert 6 <= words["FORKS"] <= 10
     assert "\nzart-runner: workers end before they are at work, the last one with signal SIGKILL\n" in errors
+
+
+async def test_a_control_that_cannot_start_ends_the_runner(orders: Path) -> None:
+    with stand_ins(orders, procs=1) as fleet:
+        await workers_of(orders, 1)
+        order(orders, "uncontrolled")
+        os.kill(await control_of(orders), signal.SIGKILL)
+        code, _, errors = fleet.end()
+    assert code == 3
+    assert "\nzart-runner: control ends before it is at work, the last one with exit code 1\n" in errors
 
 
 async def test_one_worker_at_work_keeps_the_runner_going(fleet: Fleet, orders: Path) -> None:

@@ -10,6 +10,7 @@
     served-<pid>  that worker has served so many executions as the file says
     fat-<pid>   that worker takes so many bytes of memory as the file says
     stubborn    workers ignore SIGTERM
+    uncontrolled  control ends before it is at work
     forgetful   control does not acknowledge
 A worker makes the file `worker-<pid>` when it is ready and control `control-<pid>`; deaths go to the file `deaths`. How
 many workers are at work besides one that begins or ends goes to the file `company`.
@@ -27,7 +28,7 @@ from pathlib import Path
 from zart.metrics import EXECUTIONS_COMPLETED, Place
 from zart.runner import child
 from zart.runner.arbiter import Children
-from zart.runner.board import Board
+from zart.runner.board import CONTROL_READY, Board
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
 
@@ -118,8 +119,11 @@ def _leave_an_orphan() -> None:
     os._exit(0)
 
 
-def control(_: RunnerOptions, __: Board, ___: tuple[int, ...], link_fd: int) -> int:
+def control(_: RunnerOptions, board: Board, __: tuple[int, ...], link_fd: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _told("uncontrolled") is not None:
+        return 1
+    board.header[CONTROL_READY] = 1
     with socket.socket(fileno=link_fd) as link:
         _tell(f"control-{os.getpid()}")
         while (message := link.recv(MESSAGE_BYTES)) not in (STOP, b""):

@@ -9,14 +9,17 @@ import socket
 
 import pytest
 
+from zart.cli.command import parse_size
+from zart.config import WorkerConfig
 from zart.errors import InvalidArgument
-from zart.metrics import MOST_THREADS, TICKS, Place
+from zart.metrics import EXECUTIONS_COMPLETED, MOST_THREADS, TICKS, Place
 from zart.runner import board as header
 from zart.runner.board import Board
 from zart.runner.health import Watchdog
 from zart.runner.link import MESSAGE_BYTES, STOP, Death, DeathLink
 from zart.runner.options import RunnerOptions
 from zart.runner.process import blamed, describe_status
+from zart.runner.recycling import begin_life
 from zart.runner.seat import Seat, restart_delay
 
 
@@ -78,6 +81,50 @@ def test_a_long_life_makes_the_next_death_count_as_the_first() -> None:
         pass
     seat.put_off(0.0)
     assert seat.due == 0.1
+
+
+def test_only_failed_starts_in_a_row_are_too_many() -> None:
+    seat = Seat()
+    assert [seat.note_start(worked=number == 4) for number in range(10)] == [False] * 9 + [True]
+
+
+def test_chance_takes_up_to_a_tenth_off_the_limits_of_a_life() -> None:
+    options = RunnerOptions(dsn="postgresql://", app="app", max_age=100, max_executions=1000)
+    place = Place.private()
+    place.add(EXECUTIONS_COMPLETED, 7)
+    lives = [begin_life(options, place, 50.0) for _ in range(200)]
+    assert all(140.0 <= (life.until or 0) <= 150.0 and 907 <= (life.most_served or 0) <= 1007 for life in lives)
+    assert len({life.until for life in lives}) > 100
+
+
+def test_a_life_without_limits_never_ends() -> None:
+    place = Place.private()
+    life = begin_life(RunnerOptions(dsn="postgresql://", app="app"), place, 0.0)
+    place.add(EXECUTIONS_COMPLETED, 10**9)
+    place.pid = os.getpid()
+    assert life.is_over(place, 1e9) == ""
+
+
+@pytest.mark.parametrize(("procs", "most"), [(1, 17), (16, 32), (100, 200), (512, 512)])
+def test_a_fleet_may_grow_to_twice_its_size_and_by_16(procs: int, most: int) -> None:
+    assert RunnerOptions(dsn="postgresql://", app="app", procs=procs).most_procs == most
+
+
+@pytest.mark.parametrize(("lease", "stall"), [(15, 10), (60, 40), (2, 5)])
+def test_a_stall_is_reported_before_the_lease_ends(lease: float, stall: float) -> None:
+    config = WorkerConfig(lease_timeout=lease)
+    assert RunnerOptions(dsn="postgresql://", app="app", config=config).stall_seconds == stall
+
+
+@pytest.mark.parametrize(("text", "size"), [("1048576", 2**20), ("512K", 2**19), ("1.5M", 3 * 2**19), (" 2G ", 2**31)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text, "--max-rss") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1T", "1 M", "1e3", "nan", "9" * 400])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="--max-rss must be a size"):
+        parse_size(text, "--max-rss")
 
 
 def test_a_stalled_worker_is_told_after_the_limit() -> None:

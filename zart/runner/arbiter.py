@@ -16,21 +16,19 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from zart.errors import ZartError
 from zart.log import logger
-from zart.registry import load_registry
 from zart.runner import board as header
 from zart.runner import child, control
 from zart.runner.board import Board
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
+from zart.runner.preload import preload
 from zart.runner.process import describe_status, fork, reap_orphans
 from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
@@ -87,7 +85,7 @@ class _Arbiter:
     def run(self) -> int:
         self._board.header[header.ARBITER_PID] = os.getpid()
         try:
-            reason = self._preload() or self._try_out()
+            reason = (preload(self._options.app) if self._options.preload else "") or self._try_out()
             if reason:
                 _say(reason)
                 return EXIT_CANNOT_START
@@ -100,26 +98,6 @@ class _Arbiter:
             return self._exit_code
         finally:
             self._leave_nobody()
-
-    def _preload(self) -> str:
-        """Import the app if that is wanted; give the reason why it cannot be, or ""."""
-        if not self._options.preload:
-            return ""
-        gc.disable()  # what a collection would free leaves holes in pages that are to be shared
-        try:
-            load_registry(self._options.app)
-        except ZartError as error:
-            return str(error)
-        finally:
-            gc.enable()
-        if names := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
-            _log.warning(
-                "importing %s started threads (%s), which workers will not have, because a fork copies none; start them"
-                " in the registry's lifespan",
-                self._options.app,
-                ", ".join(names),
-            )
-        return ""
 
     def _warn_of_short_leases(self) -> None:
         stall, lease = self._options.stall_seconds, self._options.config.lease_seconds
@@ -181,7 +159,13 @@ class _Arbiter:
     # Forking
 
     def _fork_control(self, now: float) -> None:
-        with self._link.open() as link:
+        self._board.header[header.CONTROL_READY] = 0
+        try:
+            link = self._link.open()
+        except OSError as error:
+            self._put_off(self._control, error, now)
+            return
+        with link:
             main = partial(self._children.control, self._options, self._board, self._wakes, link.fileno())
             self._start(self._control, partial(self._live, main, keep=self._wakes), now)
         self._board.header[header.CONTROL_PID] = self._control.pid
@@ -194,9 +178,13 @@ class _Arbiter:
     def _start(self, seat: Seat, main: Callable[[], int], now: float) -> None:
         try:
             seat.begin(fork(main), now)
-        except OSError as error:  # no memory, or a limit on processes
-            seat.put_off(now)
-            _log.error("no process can be made: %s; trying again", error.strerror)
+        except OSError as error:
+            self._put_off(seat, error, now)
+
+    def _put_off(self, seat: Seat, error: OSError, now: float) -> None:
+        """There is no memory for a process, or a limit on processes or files."""
+        seat.put_off(now)
+        _log.error("no process can be made: %s; trying again", error.strerror)
 
     def _live(
         self, main: Callable[..., int], *arguments: object, keep: tuple[int, ...] = (), watched: bool = False
@@ -250,19 +238,28 @@ class _Arbiter:
     def _reap(self) -> None:
         status = self._control.reap()
         if status is not None:
-            self._link.close()
-            self._board.header[header.CONTROL_PID] = 0
-            if self._end_at is None or status:
-                _log.error("control ended (%s); made again", describe_status(status))
+            self._bury_control(status)
         status = self._probe.reap()
         if status is not None:
             self._finish_reload(status)
         hopeless = self._workers.reap()
-        if hopeless and not self._stopping:
-            _say(hopeless)
-            self._exit_code = EXIT_CANNOT_GO_ON
-            self._stop("workers cannot start")
+        if hopeless:
+            self._give_up(hopeless)
         reap_orphans(seat.pid for seat in self._seats())
+
+    def _bury_control(self, status: int) -> None:
+        self._link.close()
+        self._board.header[header.CONTROL_PID] = 0
+        if self._end_at is None or status:
+            _log.error("control ended (%s); made again", describe_status(status))
+        if self._control.note_start(worked=bool(self._board.header[header.CONTROL_READY])):
+            self._give_up(f"control ends before it is at work, the last one with {describe_status(status)}")
+
+    def _give_up(self, reason: str) -> None:
+        if not self._stopping:
+            _say(reason)
+            self._exit_code = EXIT_CANNOT_GO_ON
+            self._stop("a process that is needed cannot start")
 
     def _seats(self) -> tuple[Seat, ...]:
         return (*self._workers.seats, self._control, self._probe)

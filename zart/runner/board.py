@@ -26,6 +26,8 @@ CONTROL_PID: Final = 4
 """The process of control, 0 while there is none."""
 ARBITER_PID: Final = 5
 """The process that forks, 0 before it runs."""
+CONTROL_READY: Final = 6
+"""1 once that process is at work."""
 
 _HEADER_BYTES: Final = 4096
 _LINE_BYTES: Final = 1024

@@ -42,6 +42,7 @@ class _Control:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._supervisor.run())
+            self._board.header[header.CONTROL_READY] = 1
             await self._hear_of_deaths()
             self._supervisor.stop()
 

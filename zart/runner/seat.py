@@ -10,6 +10,7 @@ from typing import Final
 _LONG_LIFE: Final = 10.0
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 10.0
+_MOST_FAILED_STARTS: Final = 5
 
 
 def restart_delay(quick_deaths: int) -> float:
@@ -49,7 +50,7 @@ class Seat:
         self.due = now + restart_delay(self._quick_deaths)
 
     def hurry(self, now: float) -> None:
-        """Let the next process come at once, as the first one did."""
+        """Forget what failed: the next process may come at once, as the first one did."""
         self.due, self._quick_deaths, self.failed_starts = now, 0, 0
 
     def reap(self) -> int | None:
@@ -65,6 +66,11 @@ class Seat:
         self.pid = 0
         self.put_off(now)
         return status
+
+    def note_start(self, *, worked: bool) -> bool:
+        """The process that was reaped had come to work, or not; True when too many in a row had not."""
+        self.failed_starts = 0 if worked else self.failed_starts + 1
+        return self.failed_starts >= _MOST_FAILED_STARTS
 
     def was_asked_to_end(self, status: int) -> bool:
         """Whether the process, reaped with this status, ended because it was asked to."""

@@ -27,7 +27,6 @@ from zart.runner.seat import Seat
 from zart.runner.stack import Stacks
 
 _STOP_MARGIN: Final = 1.0  # workers keep shutdown_timeout themselves; those still there so long after it are killed
-_FAILED_STARTS: Final = 5
 _FORKS_AT_ONCE: Final = 16  # signals are looked at in between
 _STACK_PATIENCE: Final = 1.0
 _STACK_LOOK: Final = 0.01
@@ -124,8 +123,10 @@ class Workers:
     # Replacing
 
     def outdate(self) -> None:
-        """There is new code: have all workers replaced."""
+        """There is new code: have all workers replaced. Those that could not start may with it."""
         self._outdated = {seat.pid for seat in self.seats if seat.pid}
+        for seat in self.seats:
+            seat.hurry(time.monotonic())
 
     def replace_due(self, now: float) -> None:
         """Have one worker drain that is to go, if all are at work."""
@@ -172,25 +173,20 @@ class Workers:
         self._board.header[header.DEATHS] += 1
         self._board.header[header.LAST_DEATH_NS] = time.monotonic_ns()
         _log.warning("worker %d ended (%s)", index, describe_status(status))
-        if was_at_work or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_NO_DATABASE):
-            seat.failed_starts = 0
+        found_no_database = os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_NO_DATABASE
+        if not seat.note_start(worked=was_at_work or found_no_database):
             return ""
-        seat.failed_starts += 1
-        said = (
-            self._board.said(index)
-            or f"workers end before they are at work, the last one with {describe_status(status)}"
+        reason = self._board.said(index)
+        return self._judge(
+            reason or f"workers end before they are at work, the last one with {describe_status(status)}"
         )
-        return self._judge(seat, said)
 
-    def _judge(self, seat: Seat, reason: str) -> str:
-        """After a start that failed: the reason to give up if there is no hope, or ""."""
-        if seat.failed_starts < _FAILED_STARTS:
-            return ""
+    def _judge(self, reason: str) -> str:
+        """After too many starts that failed: the reason to give up if there is no hope, or ""."""
         if self._outdated:
             self._outdated.clear()
             _log.error("reloading ends here, the other workers keep the old code: %s", reason)
-        fleet = self.seats[: self.size]
-        return reason if all(one.failed_starts for one in fleet) else ""
+        return reason if all(seat.failed_starts for seat in self.seats[: self.size]) else ""
 
     # Stalls
 
