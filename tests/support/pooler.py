@@ -1,0 +1,119 @@
+"""PgBouncer in transaction mode before a test's server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import asyncpg
+
+MISSING = "" if shutil.which("pgbouncer") else "pgbouncer is not installed: apt-get install pgbouncer"
+"""Why there can be none here; empty where it can."""
+
+PORT = 6432
+
+_SETTINGS = """\
+[databases]
+* = host={server} port={server_port}
+
+[pgbouncer]
+pool_mode = transaction
+default_pool_size = {size}
+max_client_conn = 500
+listen_addr =
+listen_port = {port}
+unix_socket_dir = {directory}
+auth_type = trust
+auth_file = {directory}/users
+admin_users = pgbouncer
+logfile = {directory}/log
+"""
+
+
+class Pooler:
+    """Started on entry, gone on exit.
+
+    Args:
+        server_dsn: the server behind it.
+        size: connections to the server, for each database.
+    """
+
+    def __init__(self, server_dsn: str, *, size: int = 2) -> None:
+        place = parse_qs(urlsplit(server_dsn).query)
+        self._server, self._server_port, self._size = place["host"][0], place["port"][0], size
+        self.directory = Path(tempfile.mkdtemp(prefix="zart-pooler-", dir="/tmp"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        (self.directory / "users").write_text('"postgres" ""\n"pgbouncer" ""\n')
+        (self.directory / "pgbouncer.ini").write_text(
+            _SETTINGS.format(
+                server=self._server,
+                server_port=self._server_port,
+                size=self._size,
+                port=PORT,
+                directory=self.directory,
+            )
+        )
+        if os.geteuid() == 0:  # it refuses root; the server's own user can reach the server's socket
+            owner = os.stat(self._server)
+            for path in (self.directory, *self.directory.iterdir()):
+                os.chown(path, owner.st_uid, owner.st_gid)
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self.directory)
+
+    def start(self) -> None:
+        """Start it; returns when it listens."""
+        owner: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            found = os.stat(self._server)
+            owner = {"user": found.st_uid, "group": found.st_gid, "extra_groups": []}
+        self._process = subprocess.Popen(
+            ["pgbouncer", str(self.directory / "pgbouncer.ini")], stderr=subprocess.DEVNULL, cwd="/", **owner
+        )
+        give_up = time.monotonic() + 20
+        while not self._socket.exists():
+            assert self._process.poll() is None, (self.directory / "log").read_text()
+            assert time.monotonic() < give_up, "pgbouncer does not listen"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it, and every client's connection with it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(20)
+            self._process = None
+            self._socket.unlink(missing_ok=True)
+
+    def before(self, dsn: str) -> str:
+        """The URL of the same database through the pooler."""
+        place = {"host": str(self.directory), "port": str(PORT)}
+        return urlsplit(dsn)._replace(query=urlencode(place, safe="/")).geturl()
+
+    async def order(self, command: str) -> None:
+        """Say something to its console, as PAUSE or `KILL database`."""
+        console = await asyncpg.connect(
+            f"postgresql://pgbouncer@/pgbouncer?host={self.directory}&port={PORT}", statement_cache_size=0
+        )
+        async with asyncio.timeout(20):
+            await console.execute(command)
+        console.terminate()
+
+    @property
+    def _socket(self) -> Path:
+        return self.directory / f".s.PGSQL.{PORT}"
