@@ -36,11 +36,15 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database of its own for one test. `bucket` is the last one, for tests that need only one."""
+    """A database of its own for one test. `bucket` is the last one, for tests that need only one.
+
+    `pooled`: the URL leads through a pooler.
+    """
 
     dsn: str
     schema: str = SCHEMA
     buckets: int = BUCKETS
+    pooled: bool = False
 
     @property
     def bucket(self) -> int:
@@ -48,7 +52,7 @@ class Database:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection that the caller closes; what it leaves open ends with the database."""
-        return await asyncpg.connect(self.dsn, statement_cache_size=0 if POOLED else 100)
+        return await asyncpg.connect(self.dsn, statement_cache_size=0 if self.pooled else 100)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +87,7 @@ def template(server_dsn: str) -> str:
 async def database(server_dsn: str, template: str, pooler: Pooler | None) -> AsyncIterator[Database]:
     """A database with a migrated schema."""
     made = await make_database(server_dsn, template)
-    yield made if pooler is None else dataclasses.replace(made, dsn=pooler.before(made.dsn))
+    yield made if pooler is None else dataclasses.replace(made, dsn=pooler.before(made.dsn), pooled=True)
     await drop_database(server_dsn, made)
 
 
