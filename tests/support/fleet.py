@@ -37,6 +37,7 @@ class Fleet:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        under: command that runs it, and becomes it.
     """
 
     database: Database
@@ -46,6 +47,7 @@ class Fleet:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     children: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    under: Sequence[str] = ()
     process: subprocess.Popen[str] = field(init=False)
 
     def __enter__(self) -> Self:
@@ -61,7 +63,7 @@ class Fleet:
             "children": self.children,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
+            [*self.under, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
             cwd=ROOT,
             env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
             stdout=subprocess.PIPE,
