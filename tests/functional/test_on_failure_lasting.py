@@ -358,7 +358,7 @@ async def test_a_failed_body_that_goes_on_can_do_nothing_any_more(database: Data
         await zart.sleep("nap", "300ms")
         return await kind_of(failure)
 
-    durable = zart_durable("stubborn", on_failure=handler, timeout="300ms")(stubborn)
+    durable = zart_durable("stubborn", on_failure=handler, timeout="1s")(stubborn)
     async with Engine(database, [durable]) as engine:
         await engine.start("a", durable)
         assert (await engine.ended("a")).output == "DeadlineExceeded"

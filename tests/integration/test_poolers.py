@@ -18,7 +18,7 @@ from tests.support import shell, workflows
 from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import APP, Fleet, all_ended, effects, start
-from tests.support.pooler import MISSING, Pooler
+from tests.support.pooler import MISSING, Pooler, order
 from tests.support.served import served
 from tests.support.ticking import TickingWorker
 from zart import zart_durable, zart_step
@@ -264,8 +264,7 @@ async def test_the_fleet_comes_back_when_the_pooler_pauses_kills_or_ends(
         await fleet.ready()
         for orders in (("PAUSE", "RESUME"), (f"KILL {name}", f"RESUME {name}")):
             await more()
-            for order in orders:
-                await between.order(order)
+            await order(between.before(made.dsn), *orders)
             await all_ended(made)
         await more()
         between.stop()

@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.support.clock import check_shift, true_clock
 from tests.support.pooler import Pooler
 from zart.embedded import EmbeddedPostgres
 from zart.store.migrate import migrate
@@ -57,8 +58,11 @@ class Database:
 
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:
-    """URL of the session's server, superuser postgres."""
-    with EmbeddedPostgres() as server:
+    """URL of the session's server, superuser postgres. It has the true clock, whatever the tests have."""
+    with true_clock():
+        server = EmbeddedPostgres().start()
+    with server:
+        asyncio.run(check_shift(server.dsn))
         yield server.dsn
 
 

@@ -95,6 +95,7 @@ class Pooler:
     def stop(self) -> None:
         """End it, and every client's connection with it."""
         if self._process is not None:
+            assert self._process.poll() is None, (self.directory / "log").read_text()[-2000:]
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(20)
             self._process = None
@@ -105,15 +106,22 @@ class Pooler:
         place = {"host": str(self.directory), "port": str(PORT)}
         return urlsplit(dsn)._replace(query=urlencode(place, safe="/")).geturl()
 
-    async def order(self, command: str) -> None:
-        """Say something to its console, as PAUSE or `KILL database`."""
-        console = await asyncpg.connect(
-            f"postgresql://pgbouncer@/pgbouncer?host={self.directory}&port={PORT}", statement_cache_size=0
-        )
-        async with asyncio.timeout(20):
-            await console.execute(command)
-        console.terminate()
-
     @property
     def _socket(self) -> Path:
         return self.directory / f".s.PGSQL.{PORT}"
+
+
+async def order(dsn: str, *commands: str) -> None:
+    """Say something to the console of a pooler that a URL leads to, as PAUSE or `KILL database`."""
+    url = urlsplit(dsn)._replace(netloc="pgbouncer@", path="/pgbouncer").geturl()
+    console = await asyncpg.connect(url, statement_cache_size=0)
+    async with asyncio.timeout(20):
+        for command in commands:
+            await console.execute(command)
+    console.terminate()
+
+
+async def cut_clients(dsn: str) -> None:
+    """Cut all connections to a database through its pooler, on either side."""
+    name = urlsplit(dsn).path[1:]
+    await order(dsn, f"KILL {name}", f"RESUME {name}")
