@@ -75,7 +75,7 @@ class WorkerConfig:
         _within("max_crashes", self.max_crashes, 1, 1000)
         _whole("trx_pool_size", self.trx_pool_size)
         _within("trx_pool_size", self.trx_pool_size, 1, 1000)
-        _true_false_or_none("prepared_statements", self.prepared_statements)
+        check_flag("prepared_statements", self.prepared_statements)
         _text_or_none("listen_url", self.listen_url)
         if self.queues is not None:
             object.__setattr__(self, "queues", _checked_queues(self.queues))
@@ -108,7 +108,12 @@ def _within(name: str, value: float, least: float, most: float, unit: str = "") 
         raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {given}")
 
 
-def _true_false_or_none(name: str, value: object) -> None:
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True, False nor None.
+
+    Raises:
+        InvalidArgument: it is something else.
+    """
     if value is not None and type(value) is not bool:
         raise InvalidArgument(f"{name} must be True, False or None, got {shown(value)}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import asyncpg
 
 from zart.codec import codec_for, step_key
-from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA, MAX_EXECUTION_ID_BYTES
+from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA, MAX_EXECUTION_ID_BYTES, check_flag
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.errors import (
@@ -101,7 +101,7 @@ class PostgresScheduler(DurableScheduler):
 
         Raises:
             DatabaseUnreachable: no connection can be made.
-            InvalidArgument: the schema's name or a size cannot be used.
+            InvalidArgument: the schema's name or a setting cannot be used.
         """
         return Connecting(dsn, schema, min_pool_size, max_pool_size, prepared_statements)
 
@@ -505,6 +505,7 @@ class Connecting:
         if not isinstance(self._schema, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(f"schema must be text, got {shown(self._schema)}")
         _check_pool(self._min_pool_size, self._max_pool_size)
+        check_flag("prepared_statements", self._prepared_statements)
         quoted(self._schema)
         database = await Database.open(
             dsn,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import dataclasses
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +20,9 @@ from tests.support import shell, workflows
 from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import APP, Fleet, all_ended, effects, start
-from tests.support.pooler import MISSING, Pooler, order
+from tests.support.pooler import MISSING, Pooler, order, sharing
 from tests.support.served import served
+from tests.support.shell import ROOT
 from tests.support.ticking import TickingWorker
 from zart import zart_durable, zart_step
 from zart.postgres.connection import ServerConnection, connect
@@ -34,7 +37,7 @@ SESSIONS = 2
 @pytest.fixture
 def between(server_dsn: str) -> Iterator[Pooler]:
     """A pooler with few sessions."""
-    with Pooler(server_dsn, size=SESSIONS) as pooler:
+    with Pooler(server_dsn, sharing(SESSIONS)) as pooler:
         yield pooler
 
 
@@ -89,7 +92,7 @@ async def test_prepared_statements_may_be_kept_all_the_same(pooled: Database) ->
 async def test_cursors_and_prepared_statements_of_two_processes_do_not_meet(
     server_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Pooler(server_dsn, size=1) as pooler:
+    with Pooler(server_dsn, sharing(1)) as pooler:
         for _ in range(2):
             monkeypatch.setattr(asyncpg.connection, "_uid", 0)  # as in a process that has just begun
             client = await connect(pooler.before(database.dsn), application_name="zart test")
@@ -109,6 +112,21 @@ async def test_migrating_through_a_pooler_by_many_at_once(empty_database: Databa
 
     applied = await asyncio.gather(*(migrate() for _ in range(3)))
     assert sorted(map(bool, applied)) == [False, False, True]
+
+
+async def test_the_settings_that_the_documentation_shows(server_dsn: str, database: Database) -> None:
+    (shown,) = re.findall(r"```ini\n(.*?)```", (ROOT / "docs" / "poolers.md").read_text(), re.DOTALL)
+    parser = configparser.ConfigParser()
+    parser.read_string(shown)
+    with Pooler(server_dsn, dict(parser["pgbouncer"])) as pooler:
+        direct, through = (
+            await reach(database),
+            await connect(pooler.before(database.dsn), application_name="zart test"),
+        )
+        assert through.pooled
+        assert await session_of(through) != direct.get_server_pid()
+        await through.close()
+        await direct.close()
 
 
 # -- sessions that belong to others
@@ -136,7 +154,7 @@ async def test_the_session_that_a_worker_registered_in_is_not_ended_for_its_sake
 async def test_a_connection_that_comes_back_resets_nothing_in_a_session_of_others(
     server_dsn: str, database: Database
 ) -> None:
-    with Pooler(server_dsn, size=1) as pooler:
+    with Pooler(server_dsn, sharing(1)) as pooler:
         dsn = pooler.before(database.dsn)
         other = await connect(dsn, application_name="zart test")
         await other.execute("set work_mem = '77MB'")  # as the pooler's own connect_query would

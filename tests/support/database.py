@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.clock import check_shift, true_clock
-from tests.support.pooler import Pooler
+from tests.support.pooler import Pooler, sharing
 from zart.embedded import EmbeddedPostgres
 from zart.store.migrate import migrate
 
@@ -69,7 +69,7 @@ def server_dsn() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def pooler(server_dsn: str) -> Iterator[Pooler | None]:
     """What is between the tests and the server, if anything is."""
-    with Pooler(server_dsn, size=_POOL_SIZE) if POOLED else contextlib.nullcontext() as pooler:
+    with Pooler(server_dsn, sharing(_POOL_SIZE)) if POOLED else contextlib.nullcontext() as pooler:
         yield pooler
 
 

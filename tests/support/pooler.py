@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,22 +23,10 @@ MISSING = "" if shutil.which("pgbouncer") else "pgbouncer is not installed: apt-
 
 PORT = 6432
 
-_SETTINGS = """\
-[databases]
-* = host={server} port={server_port}
 
-[pgbouncer]
-pool_mode = transaction
-default_pool_size = {size}
-max_client_conn = 500
-listen_addr =
-listen_port = {port}
-unix_socket_dir = {directory}
-auth_type = trust
-auth_file = {directory}/users
-admin_users = pgbouncer
-logfile = {directory}/log
-"""
+def sharing(sessions: int) -> dict[str, str]:
+    """Settings with which the transactions of all clients of a database share so many sessions."""
+    return {"pool_mode": "transaction", "default_pool_size": str(sessions), "max_client_conn": "500"}
 
 
 class Pooler:
@@ -44,26 +34,31 @@ class Pooler:
 
     Args:
         server_dsn: the server behind it.
-        size: connections to the server, for each database.
+        settings: of PgBouncer, besides those that say where it is and who may enter.
     """
 
-    def __init__(self, server_dsn: str, *, size: int = 2) -> None:
+    def __init__(self, server_dsn: str, settings: Mapping[str, str]) -> None:
         place = parse_qs(urlsplit(server_dsn).query)
-        self._server, self._server_port, self._size = place["host"][0], place["port"][0], size
+        self._server, self._server_port, self._settings = place["host"][0], place["port"][0], settings
         self.directory = Path(tempfile.mkdtemp(prefix="zart-pooler-", dir="/tmp"))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         (self.directory / "users").write_text('"postgres" ""\n"pgbouncer" ""\n')
-        (self.directory / "pgbouncer.ini").write_text(
-            _SETTINGS.format(
-                server=self._server,
-                server_port=self._server_port,
-                size=self._size,
-                port=PORT,
-                directory=self.directory,
-            )
-        )
+        place = {
+            "listen_addr": "",
+            "listen_port": str(PORT),
+            "unix_socket_dir": str(self.directory),
+            "auth_type": "trust",
+            "auth_file": str(self.directory / "users"),
+            "admin_users": "pgbouncer",
+            "logfile": str(self.directory / "log"),
+        }
+        parser = configparser.ConfigParser()
+        parser["databases"] = {"*": f"host={self._server} port={self._server_port}"}
+        parser["pgbouncer"] = {**self._settings, **place}
+        with (self.directory / "pgbouncer.ini").open("w") as file:
+            parser.write(file)
         if os.geteuid() == 0:  # it refuses root; the server's own user can reach the server's socket
             owner = os.stat(self._server)
             for path in (self.directory, *self.directory.iterdir()):
