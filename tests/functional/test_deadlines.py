@@ -245,7 +245,7 @@ async def test_what_ends_before_its_deadline_completes(database: Database) -> No
 
 
 async def test_a_deadline_is_not_retried(database: Database) -> None:
-    @zart_durable("limited", timeout="300ms", retry="fixed(9, 1ms)")
+    @zart_durable("limited", timeout="1s", retry="fixed(9, 1ms)")
     async def limited() -> None:
         RAN["body"] += 1
         await awaiting_something_else()
