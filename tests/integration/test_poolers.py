@@ -129,6 +129,20 @@ async def test_the_settings_that_the_documentation_shows(server_dsn: str, databa
         await direct.close()
 
 
+async def test_a_statement_that_is_out_of_time_leaves_its_session_to_others(
+    server_dsn: str, database: Database
+) -> None:
+    with Pooler(server_dsn, sharing(1)) as pooler:
+        dsn = pooler.before(database.dsn)
+        slow = await connect(dsn, application_name="zart test", command_timeout=0.2)
+        other = await connect(dsn, application_name="zart test", command_timeout=10)
+        with pytest.raises(TimeoutError):
+            await slow.fetchval("select pg_sleep(60)")
+        assert await other.fetchval("select 1") == 1
+        slow.terminate()
+        await other.close()
+
+
 # -- sessions that belong to others
 
 
@@ -246,24 +260,34 @@ async def test_a_runner_with_fewer_sessions_than_clients_survives_the_death_of_a
 async def test_with_a_listen_url_work_is_heard_of_past_the_pooler(
     made: Database, between: Pooler, connection: asyncpg.Connection
 ) -> None:
-    with fleet_through(between, made, poll_interval="1h", listen_url=made.dsn) as fleet:
-        await fleet.ready()
-
-        async def idle() -> bool:
-            return bool(await connection.fetchval("select bool_and(idle) from zart.zart_workers"))
-
-        await eventually(idle)
-        assert await _sessions_that_listen(connection) == 1
-        async with zart.PostgresScheduler.connect(between.before(made.dsn)) as scheduler:
-            await scheduler.start_and_wait_for(workflows.sum_up, "s", 1, timeout=30)
-        assert fleet.stop()[0] == 0
-
-
-async def test_a_listen_url_through_the_pooler_is_refused(made: Database, between: Pooler) -> None:
     dsn = between.before(made.dsn)
-    line = f"zart-runner --app {APP} --database-url '{dsn}' --listen-url '{dsn}'"
+    line = (
+        f"zart-runner --procs 2 --app {APP} --database-url '{dsn}' --listen-url '{made.dsn}' --poll-interval 1h"
+        " --no-prepared-statements"
+    )
+
+    async def all_idle() -> bool:
+        marks = await connection.fetch("select idle from zart.zart_workers")
+        return [mark["idle"] for mark in marks] == [True, True]
+
+    async with shell.running(line, environment={"EFFECTS_DSN": made.dsn}) as runner:
+        await eventually(all_idle)
+        assert await _sessions_that_listen(connection) == 1
+        async with zart.PostgresScheduler.connect(dsn, prepared_statements=False) as scheduler:
+            await scheduler.start_and_wait_for(workflows.sum_up, "s", 1, timeout=30)
+        runner.terminate()
+        assert await runner.wait() == 0
+
+
+@pytest.mark.parametrize("through", [True, False])
+async def test_a_listen_url_where_nobody_can_listen_is_refused(made: Database, between: Pooler, through: bool) -> None:
+    dsn = between.before(made.dsn)
+    url, reason = (
+        (dsn, " leads through a pooler") if through else ("postgresql:///x?host=/nowhere", ": cannot connect to")
+    )
+    line = f"zart-runner --app {APP} --database-url '{dsn}' --listen-url '{url}'"
     output = await shell.output_of(line, environment={"EFFECTS_DSN": made.dsn}, code=2)
-    assert output.startswith("zart-runner: --listen-url leads through a pooler")
+    assert output.startswith(f"zart-runner: --listen-url{reason}")
     assert output.count("\n") == 1
 
 

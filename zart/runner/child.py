@@ -80,7 +80,10 @@ async def _check_database(options: RunnerOptions) -> None:
 
 
 async def _check_listening(url: str) -> None:
-    connection = await connect(url, application_name="zart runner")
+    try:
+        connection = await connect(url, application_name="zart runner")
+    except DatabaseUnreachable as error:
+        raise DatabaseUnreachable(f"--listen-url: {error}") from error
     try:
         if connection.pooled:
             raise InvalidArgument(
