@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from zart.duration import Duration, seconds_of
@@ -39,6 +39,9 @@ class WorkerConfig:
             so many deaths there (1 to 1,000).
         trx_pool_size: most connections for steps that call `trx()`, made when they are needed (1 to 1,000). Steps that
             find none free wait for one.
+        prepared_statements: keep statements prepared on the server; None does so unless a pooler is in between.
+        listen_url: database URL of the PostgreSQL server itself, to hear of ready work at once where a pooler is in
+            between; None listens on the worker's own database URL if it leads to the server itself, and else polls.
 
     Raises:
         InvalidArgument: a value is out of its bounds.
@@ -57,6 +60,8 @@ class WorkerConfig:
     max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES
     max_crashes: int = 3
     trx_pool_size: int = 4
+    prepared_statements: bool | None = None
+    listen_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _whole("max_concurrent_tasks", self.max_concurrent_tasks)
@@ -71,6 +76,8 @@ class WorkerConfig:
         _within("max_crashes", self.max_crashes, 1, 1000)
         _whole("trx_pool_size", self.trx_pool_size)
         _within("trx_pool_size", self.trx_pool_size, 1, 1000)
+        check_flag("prepared_statements", self.prepared_statements)
+        _text_or_none("listen_url", self.listen_url)
         if self.queues is not None:
             object.__setattr__(self, "queues", _checked_queues(self.queues))
 
@@ -100,6 +107,22 @@ def _within(name: str, value: float, least: float, most: float, unit: str = "") 
     if not least <= value <= most:
         given = f"{value:,}" if abs(value) < 1e15 else shown(value)
         raise InvalidArgument(f"{name} must be from {least:,} to {most:,}{unit}, got {given}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True, False nor None.
+
+    Raises:
+        InvalidArgument: it is something else.
+    """
+    if value is not None and type(value) is not bool:
+        raise InvalidArgument(f"{name} must be True, False or None, got {shown(value)}")
+
+
+def _text_or_none(name: str, value: object) -> None:
+    """The value is not shown: it may hold a password."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidArgument(f"{name} must be a database URL, as postgresql://host/database, or None")
 
 
 def _checked_queues(queues: object) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import asyncpg
 
 from zart.codec import codec_for, step_key
-from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA, MAX_EXECUTION_ID_BYTES
+from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE, DEFAULT_SCHEMA, MAX_EXECUTION_ID_BYTES, check_flag
 from zart.durable import DurableExecution
 from zart.duration import Duration, seconds_of
 from zart.errors import (
@@ -83,7 +83,13 @@ class PostgresScheduler(DurableScheduler):
 
     @classmethod
     def connect(
-        cls, dsn: str | None = None, *, schema: str = DEFAULT_SCHEMA, min_pool_size: int = 0, max_pool_size: int = 10
+        cls,
+        dsn: str | None = None,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        min_pool_size: int = 0,
+        max_pool_size: int = 10,
+        prepared_statements: bool | None = None,
     ) -> Connecting:
         """Connect to a database, with `async with` or `await` (then call `close`).
 
@@ -91,12 +97,13 @@ class PostgresScheduler(DurableScheduler):
             dsn: `postgresql://user:password@host:port/database`; None takes the environment's DATABASE_URL.
             schema: where zart's tables are.
             min_pool_size, max_pool_size: how many connections are kept open, and how many there may be.
+            prepared_statements: keep statements prepared on the server; None does so unless a pooler is in between.
 
         Raises:
             DatabaseUnreachable: no connection can be made.
-            InvalidArgument: the schema's name or a size cannot be used.
+            InvalidArgument: the schema's name or a setting cannot be used.
         """
-        return Connecting(dsn, schema, min_pool_size, max_pool_size)
+        return Connecting(dsn, schema, min_pool_size, max_pool_size, prepared_statements)
 
     @property
     def dsn(self) -> str:
@@ -132,9 +139,12 @@ class PostgresScheduler(DurableScheduler):
             InvalidArgument: the schema was made with another number of buckets.
             SchemaMismatch: the schema is newer than this zart.
         """
-        connection = await connect(self.dsn, application_name="zart migrate")  # without the deadline of a call
+        database = self._tables.database
+        connection = await connect(  # without the deadline of a call
+            self.dsn, application_name="zart migrate", prepared_statements=database.prepared_statements
+        )
         try:
-            with translated("migrating", self._tables.database.place):
+            with translated("migrating", database.place):
                 return await migrations.migrate(connection, self.schema, buckets)
         finally:
             connection.terminate()
@@ -481,8 +491,15 @@ class PostgresScheduler(DurableScheduler):
 class Connecting:
     """A connection being made: await it, or use it with `async with`."""
 
-    def __init__(self, dsn: str | None, schema: str, min_pool_size: int, max_pool_size: int) -> None:
-        self._dsn, self._schema = dsn, schema
+    def __init__(
+        self,
+        dsn: str | None,
+        schema: str,
+        min_pool_size: int,
+        max_pool_size: int,
+        prepared_statements: bool | None = None,
+    ) -> None:
+        self._dsn, self._schema, self._prepared_statements = dsn, schema, prepared_statements
         self._min_pool_size, self._max_pool_size = min_pool_size, max_pool_size
         self._scheduler: PostgresScheduler | None = None
 
@@ -506,9 +523,14 @@ class Connecting:
         if not isinstance(self._schema, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(f"schema must be text, got {shown(self._schema)}")
         _check_pool(self._min_pool_size, self._max_pool_size)
+        check_flag("prepared_statements", self._prepared_statements)
         quoted(self._schema)
         database = await Database.open(
-            dsn, application_name="zart scheduler", min_size=self._min_pool_size, max_size=self._max_pool_size
+            dsn,
+            application_name="zart scheduler",
+            min_size=self._min_pool_size,
+            max_size=self._max_pool_size,
+            prepared_statements=self._prepared_statements,
         )
         return PostgresScheduler(Tables(database, self._schema))
 

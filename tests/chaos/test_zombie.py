@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import asyncpg
 import pytest
@@ -12,29 +11,21 @@ import pytest
 from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, all_ended, effects, start
-from tests.support.witness import assert_each_completed_once, assert_no_committed_step_began_again, make_witness
+from tests.support.witness import (
+    assert_each_completed_once,
+    assert_no_committed_step_began_again,
+    make_witness,
+    state_of,
+)
 from tests.support.workflows import STEPS
 
 LEASE = 1.0
 EXECUTIONS = 20
 
-# Everything that zart keeps of executions; workers come and go, and are no part of it.
-_STATE = """
-    select 'execution', e.id, e.run, e.epoch, e.status::text, e.output::text, e.finished_at from zart.zart_executions e
-    union all select 'task', t.id, t.run, t.epoch, t.name, t.result::text, t.created_at from zart.zart_tasks t
-    union all select 'attempt', a.id, a.run, a.epoch, a.name, a.error::text, a.created_at from zart.zart_attempts a
-    union all select 'queue', q.id, q.run, q.epoch, q.worker::text, null, q.run_at from zart.zart_queue q
-    order by 1, 2, 3, 4, 5
-"""
-
 _BUSIEST = """
     select w.pid from zart.zart_queue q join zart.zart_workers w on w.id = q.worker
     group by w.pid order by count(*) desc limit 1
 """
-
-
-async def _state(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-    return [dict(row) for row in await connection.fetch(_STATE)]
 
 
 async def _wait_for_a_word_from(connection: asyncpg.Connection, pid: int, before: set[int]) -> None:
@@ -64,12 +55,12 @@ async def test_a_worker_that_stood_still_past_its_lease_writes_nothing(
         zombie = await connection.fetchval("select pid from effects group by pid order by count(*) desc limit 1")
         os.kill(zombie, signal.SIGSTOP)
         await all_ended(database)
-        before = await _state(connection)
+        before = await state_of(connection)
         os.kill(zombie, signal.SIGCONT)
         await _wait_for_a_word_from(connection, zombie, {ids[zombie]})
-        assert await _state(connection) == before
+        assert await state_of(connection) == before
         assert fleet.stop()[0] == 0
-        assert await _state(connection) == before
+        assert await state_of(connection) == before
     await assert_each_completed_once(connection, inputs)
 
 
@@ -93,14 +84,14 @@ async def test_a_whole_runner_that_stood_still_past_its_leases_writes_nothing(
             os.kill(pid, signal.SIGSTOP)
         with Fleet(database, procs=2, config=config) as awake:
             await all_ended(database)
-            before = await _state(connection)
+            before = await state_of(connection)
             for pid in (*asleep.members(), asleep.pid):
                 os.kill(pid, signal.SIGCONT)
             for pid in holders:
                 await _wait_for_a_word_from(connection, pid, before_sleep)
             assert holders <= set(workers)
             assert asleep.stop()[1]["DEATHS"] == 0
-            assert await _state(connection) == before
+            assert await state_of(connection) == before
             assert awake.stop()[0] == 0
     await assert_each_completed_once(connection, inputs)
 
@@ -117,7 +108,7 @@ async def test_a_worker_that_stood_still_past_its_lease_starts_no_step_that_othe
 ) -> None:
     await make_witness(connection)
     names = [f"s{n}" for n in range(EXECUTIONS)]
-    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stuck_timeout": 3600}) as fleet:
+    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stall_timeout": 3600}) as fleet:
         await fleet.ready()
         ids = {pid: worker_id for worker_id, pid in (await fleet.workers()).items()}
         await start(database, task_name, dict.fromkeys(names))

@@ -71,7 +71,7 @@ async def test_a_connection_shows_its_name_and_its_statements_stay_prepared(data
 
 
 async def test_without_a_cache_no_statement_stays_prepared(database: Database) -> None:
-    made = await connect(database.dsn, application_name="zart test", statement_cache=False)
+    made = await connect(database.dsn, application_name="zart test", prepared_statements=False)
     await made.fetchval("select 4711")
     assert await made.fetchval("select count(*) from pg_prepared_statements where statement = 'select 4711'") == 0
     await made.close()

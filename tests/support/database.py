@@ -1,11 +1,14 @@
 """One embedded PostgreSQL per test session, a fresh database per test.
 
 `ZART_TEST_BUCKETS` (default 1) is the number of buckets of every schema, so that the whole suite can run with several.
+With `ZART_TEST_POOLER=1` everything that a test does goes through PgBouncer in transaction mode.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -16,11 +19,17 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.support.clock import check_shift, true_clock
+from tests.support.pooler import Pooler, sharing
 from zart.embedded import EmbeddedPostgres
 from zart.store.migrate import migrate
 
 SCHEMA = "zart"
 BUCKETS = int(os.environ.get("ZART_TEST_BUCKETS", "1"))
+POOLED = os.environ.get("ZART_TEST_POOLER") == "1"
+
+# A worker's tick, the transactions of its steps (4), and one of the test's own.
+_POOL_SIZE = 6
 
 _TEMPLATE = "zart_template"
 _numbers = itertools.count(1)
@@ -28,11 +37,15 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database of its own for one test. `bucket` is the last one, for tests that need only one."""
+    """A database of its own for one test. `bucket` is the last one, for tests that need only one.
+
+    `pooled`: the URL leads through a pooler.
+    """
 
     dsn: str
     schema: str = SCHEMA
     buckets: int = BUCKETS
+    pooled: bool = False
 
     @property
     def bucket(self) -> int:
@@ -40,14 +53,24 @@ class Database:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection that the caller closes; what it leaves open ends with the database."""
-        return await asyncpg.connect(self.dsn)
+        return await asyncpg.connect(self.dsn, statement_cache_size=0 if self.pooled else 100)
 
 
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:
-    """URL of the session's server, superuser postgres."""
-    with EmbeddedPostgres() as server:
+    """URL of the session's server, superuser postgres. It has the true clock, whatever the tests have."""
+    with true_clock():
+        server = EmbeddedPostgres().start()
+    with server:
+        asyncio.run(check_shift(server.dsn))
         yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def pooler(server_dsn: str) -> Iterator[Pooler | None]:
+    """What is between the tests and the server, if anything is."""
+    with Pooler(server_dsn, sharing(_POOL_SIZE)) if POOLED else contextlib.nullcontext() as pooler:
+        yield pooler
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +88,10 @@ def template(server_dsn: str) -> str:
 
 
 @pytest_asyncio.fixture
-async def database(server_dsn: str, template: str) -> AsyncIterator[Database]:
+async def database(server_dsn: str, template: str, pooler: Pooler | None) -> AsyncIterator[Database]:
     """A database with a migrated schema."""
     made = await make_database(server_dsn, template)
-    yield made
+    yield made if pooler is None else dataclasses.replace(made, dsn=pooler.before(made.dsn), pooled=True)
     await drop_database(server_dsn, made)
 
 

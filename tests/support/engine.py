@@ -13,6 +13,7 @@ import orjson
 
 from tests.support.database import Database
 from tests.support.modes import Mode
+from tests.support.pooler import cut_clients
 from zart.codec import bucket_of, step_key
 from zart.config import WorkerConfig
 from zart.durable import DurableExecution
@@ -85,7 +86,11 @@ class Engine:
         await self.connection.close()
 
     async def _wake(self) -> None:
-        connection = await self.database.connect()
+        while True:
+            with contextlib.suppress(asyncpg.InterfaceError, asyncpg.PostgresConnectionError):  # cut
+                await self._wake_on(await self.database.connect())
+
+    async def _wake_on(self, connection: asyncpg.Connection) -> None:
         while True:
             for loop in self.loops:
                 with contextlib.suppress(AttributeError):  # not registered yet
@@ -182,6 +187,9 @@ class Engine:
 
     async def cut_connections(self, *of: str) -> int:
         """End the database sessions of these names, by default those in which workers tick."""
+        if self.database.pooled:  # all that the pooler has
+            await cut_clients(self.database.dsn)
+            return len(self.loops)
         connection = await self.database.connect()
         count: int = await connection.fetchval(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity"

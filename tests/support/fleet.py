@@ -43,6 +43,7 @@ class Fleet:
         terminal: its standard input.
         root: the folder that the runner imports zart from.
         log_file: gets what the runner writes on stderr, and keeps it.
+        under: command that runs it, and becomes it.
     """
 
     database: Database
@@ -56,6 +57,7 @@ class Fleet:
     terminal: int | None = None
     root: Path = ROOT
     log_file: Path | None = None
+    under: Sequence[str] = ()
     process: subprocess.Popen[str] = field(init=False)
     _log: IO[str] = field(init=False)
 
@@ -73,7 +75,7 @@ class Fleet:
         }
         self._log = tempfile.TemporaryFile("w+") if self.log_file is None else self.log_file.open("a+")
         self.process = subprocess.Popen(
-            [*self.within, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
+            [*self.within, *self.under, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
             cwd=self.root,
             env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
             stdin=self.terminal,

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 
 from tests.support.workflows import make_effects
+
+# Everything that zart keeps of executions; workers come and go, and are no part of it.
+_STATE = """
+    select 'execution', e.id, e.run, e.epoch, e.status::text, e.output::text, e.finished_at from zart.zart_executions e
+    union all select 'task', t.id, t.run, t.epoch, t.name, t.result::text, t.created_at from zart.zart_tasks t
+    union all select 'attempt', a.id, a.run, a.epoch, a.name, a.error::text, a.created_at from zart.zart_attempts a
+    union all select 'queue', q.id, q.run, q.epoch, q.worker::text, null, q.run_at from zart.zart_queue q
+    order by 1, 2, 3, 4, 5
+"""
+
+
+async def state_of(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+    """All that is kept of executions, to be compared."""
+    return [dict(row) for row in await connection.fetch(_STATE)]
 
 
 async def make_witness(connection: asyncpg.Connection) -> None:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 
@@ -104,6 +105,21 @@ async def blocking(seconds: float) -> float:
     return await block(seconds)
 
 
+@zart_step("pass-gate")
+async def pass_gate(path: str) -> float:
+    await leave_effect("pass-gate")
+    while not Path(f"{path}.{os.getpid()}").exists():  # noqa: ASYNC110, ASYNC240 - who opens it is not of this program
+        await asyncio.sleep(0.01)
+    Path(f"{path}.{os.getpid()}.passed").touch()  # noqa: ASYNC240
+    return 1.0
+
+
+@zart_durable("gated")
+async def gated(path: str) -> float:
+    """Ends once there is a file PATH.PID with the id of the process it is in; then one PATH.PID.passed says so."""
+    return await pass_gate(path)
+
+
 @zart_step("die")
 async def die() -> None:
     await leave_effect("die")
@@ -116,5 +132,5 @@ async def deadly() -> None:
 
 
 registry = zart.TaskRegistry(lifespan=lifespan)
-for durable in (sum_up, slow, stumbling, dawdling, blocking, deadly):
+for durable in (sum_up, slow, stumbling, dawdling, blocking, gated, deadly):
     registry.register(durable)

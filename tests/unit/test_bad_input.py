@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from tests.support.junk import HUGE, NAMES, NO_COUNT, NO_DURATION, NO_NAME, Broken, refused, shown
-from zart import DurableExecution, InvalidArgument, RegistrationError, RetryConfig, TaskRegistry, WorkerConfig
+from zart import (
+    DurableExecution,
+    InvalidArgument,
+    PostgresScheduler,
+    RegistrationError,
+    RetryConfig,
+    TaskRegistry,
+    WorkerConfig,
+)
 from zart import zart_durable as durable
 from zart import zart_step as step
 from zart.duration import seconds_of
@@ -168,6 +176,24 @@ def test_what_is_no_share_is_refused(number: Any) -> None:
 @pytest.mark.parametrize("number", [None, 0, -1, 1001, math.nan, math.inf, "2", True, HUGE, [], Broken()], ids=shown)
 def test_what_is_no_factor_is_refused(number: Any) -> None:
     refused(lambda: RetryConfig(1, factor=number), "factor")
+
+
+@pytest.mark.parametrize("flag", [0, 1, "yes", "", [], Broken()], ids=shown)
+async def test_what_is_neither_true_nor_false_is_refused(flag: Any) -> None:
+    refused(lambda: WorkerConfig(prepared_statements=flag), "prepared_statements")
+    with pytest.raises(InvalidArgument, match="prepared_statements must be"):
+        await PostgresScheduler.connect("postgresql://nowhere/", prepared_statements=flag)
+
+
+@pytest.mark.parametrize("url", [0, True, "", b"postgresql://ada:s3cr3t@host/db", []], ids=shown)
+def test_what_is_no_url_is_refused_and_not_shown(url: Any) -> None:
+    with pytest.raises(InvalidArgument, match="listen_url must be") as raised:
+        WorkerConfig(listen_url=url)
+    assert "s3cr3t" not in str(raised.value)
+
+
+def test_settings_do_not_show_the_password_in_a_url() -> None:
+    assert "s3cr3t" not in repr(WorkerConfig(listen_url="postgresql://ada:s3cr3t@host/db"))
 
 
 async def _asynchronous(error: BaseException) -> bool:

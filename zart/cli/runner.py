@@ -21,6 +21,7 @@ from zart.runner.options import RunnerOptions
 
 _WORKERS = "Workers"
 _SUPERVISION = "Supervision"
+_POOLER = "Behind a pooler"
 _DEFAULTS = WorkerConfig()
 
 # What the settings are called on the command line.
@@ -31,6 +32,7 @@ _OPTIONS = {
     "shutdown_timeout": "--shutdown-timeout",
     "max_result_bytes": "--max-result-bytes",
     "trx_pool_size": "--trx-pool-size",
+    "listen_url": "--listen-url",
     "procs": "--procs",
     "stall_timeout": "--stall-timeout",
     "max_age": "--max-age",
@@ -131,6 +133,24 @@ def runner(
             rich_help_panel=_SUPERVISION,
         ),
     ] = None,
+    listen_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The PostgreSQL server itself, where the database URL leads through a pooler: workers hear of work at"
+            " once. Without it they poll.",
+            rich_help_panel=_POOLER,
+        ),
+    ] = None,
+    prepared_statements: Annotated[
+        bool | None,
+        typer.Option(
+            "--prepared-statements/--no-prepared-statements",
+            help="Keep statements prepared on the server; by default unless a pooler is in between.",
+            show_default=False,
+            rich_help_panel=_POOLER,
+        ),
+    ] = None,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Import the app once, before the workers are forked.", rich_help_panel=_WORKERS),
@@ -156,6 +176,8 @@ def runner(
             queues=None if queues is None else _names(queues),
             max_result_bytes=max_result_bytes,
             trx_pool_size=trx_pool_size,
+            prepared_statements=prepared_statements,
+            listen_url=listen_url,
         )
         options = RunnerOptions(
             dsn="",

@@ -150,6 +150,7 @@ class Session:
             application_name="zart worker",
             timeout=10.0,
             command_timeout=max(LEAST_DEADLINE, self.config.lease_seconds),
+            prepared_statements=self.config.prepared_statements,
         )
         try:
             async with asyncio.timeout(10):

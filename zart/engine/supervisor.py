@@ -2,7 +2,8 @@
 event loops: renews their leases, wakes them for work, frees what dead workers held, here or elsewhere.
 
 It has three connections: one for leases, one that listens for hints, one for all else. Each is made again when it is
-lost, for as long as that takes.
+lost, for as long as that takes. Behind a pooler nobody can listen: hints then need a URL of the server itself, or are
+done without.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zart.engine.takeover import Takeover
 from zart.errors import DatabaseError
 from zart.log import logger
 from zart.metrics import Place
-from zart.postgres.connection import Connection, connect
+from zart.postgres.connection import ServerConnection, connect
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import workers
 from zart.store.migrate import check_schema
@@ -31,6 +32,10 @@ _LAST_BACKOFF: Final = 3.0
 _LIVED: Final = 5.0
 _LISTEN_CHECK: Final = 15.0  # a dead link that nobody writes to is never noticed
 _LEAST_DEADLINE: Final = 5.0
+_NO_HINTS: Final = (
+    "the %s leads through a pooler, where nobody can listen for hints: ready work is found by polling, within %g s; a"
+    " listen_url (--listen-url) that leads to the PostgreSQL server itself makes that faster"
+)
 
 _log = logger("supervisor")
 
@@ -96,7 +101,7 @@ class Supervisor:
 
     # The three connections
 
-    async def _keep(self, name: str, purpose: str, work: Callable[[Connection, int], Awaitable[None]]) -> None:
+    async def _keep(self, name: str, purpose: str, work: Callable[[ServerConnection, int], Awaitable[None]]) -> None:
         """Do some work on a connection of this name, and again on the next one when it is lost."""
         backoff, failed = _FIRST_BACKOFF, False
         while True:
@@ -120,11 +125,12 @@ class Supervisor:
             backoff = min(backoff * 2, _LAST_BACKOFF)
 
     @contextlib.asynccontextmanager
-    async def _connected(self, name: str) -> AsyncGenerator[tuple[Connection, int]]:
+    async def _connected(self, name: str) -> AsyncGenerator[tuple[ServerConnection, int]]:
         connection = await connect(
-            self._dsn,
+            (self._config.listen_url if name == "listen" else None) or self._dsn,
             application_name=f"zart {name}",
             command_timeout=max(_LEAST_DEADLINE, self._config.lease_seconds),
+            prepared_statements=self._config.prepared_statements,
         )
         try:
             self._buckets = (await check_schema(connection, self._schema)).buckets
@@ -133,7 +139,7 @@ class Supervisor:
         finally:
             connection.terminate()
 
-    async def _keep_leases(self, connection: Connection, buckets: int) -> None:
+    async def _keep_leases(self, connection: ServerConnection, buckets: int) -> None:
         """Renew the leases of live workers, and watch those of all."""
         observer, renewed_at, everywhere = Observer(self._interval), float("-inf"), list(range(buckets))
         while True:
@@ -149,10 +155,14 @@ class Supervisor:
             until_renewal = renewed_at + self._interval - time.monotonic()
             await asyncio.sleep(max(0.0, min(until_renewal, observer.patience(leases))))
 
-    async def _attend(self, connection: Connection, buckets: int) -> None:
+    async def _attend(self, connection: ServerConnection, buckets: int) -> None:
         await self._attendant.attend(connection, buckets)
 
-    async def _listen(self, connection: Connection, _: int) -> None:
+    async def _listen(self, connection: ServerConnection, _: int) -> None:
+        if connection.pooled:
+            connection.terminate()
+            _log.info(_NO_HINTS, "listen_url" if self._config.listen_url else "database URL", self._config.poll_seconds)
+            await asyncio.Event().wait()
         await connection.add_listener(workers.channel(self._schema), self._on_hint)
         self._attendant.hint()  # what was sent while nobody listened
         while not connection.is_closed():

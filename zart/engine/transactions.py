@@ -150,7 +150,12 @@ class Transactions:
 
     def __init__(self, session: Session, config: WorkerConfig, lose: Callable[[Turn], None]) -> None:
         self._session, self._lose = session, lose
-        self._lender = Lender(session.dsn, application_name="zart trx", size=config.trx_pool_size)
+        self._lender = Lender(
+            session.dsn,
+            application_name="zart trx",
+            size=config.trx_pool_size,
+            prepared_statements=config.prepared_statements,
+        )
         self._endings: set[asyncio.Future[None]] = set()
 
     async def begin(self) -> Loan:

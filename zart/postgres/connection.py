@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import socket
 import ssl
 import urllib.parse
@@ -30,7 +31,28 @@ _URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 # What asyncpg says of an option, without the value it got: "`sslmode` parameter must be one of: disable, allow".
 _OPTION = re.compile(r"`?(\w+)`? (?:parameter must be|is expected to be)(?: one of: ([\w, -]+)$)?")
-_CHECK = "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby"
+_CHECK = (
+    "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby,"
+    " pg_backend_pid() as backend"
+)
+
+# Databases reached through a pooler, by URL: the first connection of the process finds out.
+_pooled: set[str] = set()
+
+
+class ServerConnection(asyncpg.Connection):
+    """asyncpg's connection, which knows whether it leads to one session of the server.
+
+    Attributes:
+        pooled: a pooler is in between. What follows the end of a transaction may run in another session, and what was
+            left in this one (settings, advisory locks, LISTEN) may be met by another client.
+    """
+
+    pooled = False
+
+    def _get_unique_id(self, prefix: str) -> str:
+        """A name for a statement or portal that no other client of a pooler gives (asyncpg counts, in each process)."""
+        return f"__zart_{prefix}_{secrets.token_hex(8)}__"
 
 
 async def connect(
@@ -39,9 +61,9 @@ async def connect(
     application_name: str,
     timeout: float = CONNECT_TIMEOUT,
     command_timeout: float | None = None,
-    statement_cache: bool = True,
-    kind: type[asyncpg.Connection] = asyncpg.Connection,
-) -> asyncpg.Connection:
+    prepared_statements: bool | None = None,
+    kind: type[ServerConnection] = ServerConnection,
+) -> ServerConnection:
     """Connect to a primary server that can serve zart; of several hosts, to the first that is one.
 
     Args:
@@ -49,36 +71,40 @@ async def connect(
         application_name: how the connection shows in pg_stat_activity.
         timeout: seconds to connect and to be checked.
         command_timeout: seconds each statement may take, None for no limit.
-        statement_cache: keep statements prepared; switch it off behind a pooler that cannot.
+        prepared_statements: keep statements prepared on the server; None: unless a pooler is in between.
         kind: class of the connection.
 
     Raises:
         DatabaseUnreachable: no usable connection can be made; one line says why and what to do.
     """
     place = describe(dsn)
-    connection: asyncpg.Connection | None = None
     try:
         async with asyncio.timeout(timeout):
-            connection = await asyncpg.connect(
-                dsn,
-                timeout=timeout,
-                command_timeout=command_timeout,
-                statement_cache_size=_STATEMENT_CACHE if statement_cache else 0,
-                max_cached_statement_lifetime=0,
-                server_settings={"application_name": application_name},
-                connection_class=kind,
-                target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
-            )
-            await _check_server(connection, place)
-            usable, connection = connection, None
-            return usable
+            while True:
+                keeps = dsn not in _pooled if prepared_statements is None else prepared_statements
+                connection: ServerConnection = await asyncpg.connect(
+                    dsn,
+                    timeout=timeout,
+                    command_timeout=command_timeout,
+                    statement_cache_size=_STATEMENT_CACHE if keeps else 0,
+                    max_cached_statement_lifetime=0,
+                    server_settings={"application_name": application_name},
+                    connection_class=kind,
+                    target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
+                )
+                try:
+                    await _check_server(connection, place)
+                except BaseException:
+                    connection.terminate()
+                    raise
+                if not (keeps and connection.pooled and prepared_statements is None):
+                    return connection
+                _pooled.add(dsn)
+                connection.terminate()
     except DatabaseUnreachable:
         raise
     except Exception as error:
         raise DatabaseUnreachable(f"cannot connect to {place}: {_reason(error, dsn, timeout)}") from error
-    finally:
-        if connection is not None:
-            connection.terminate()
 
 
 async def create_pool(
@@ -89,6 +115,7 @@ async def create_pool(
     max_size: int,
     timeout: float = CONNECT_TIMEOUT,
     command_timeout: float | None = None,
+    prepared_statements: bool | None = None,
 ) -> asyncpg.Pool:
     """A pool whose connections are made by `connect`, the first of them at once.
 
@@ -99,7 +126,13 @@ async def create_pool(
     """
 
     async def open_connection(*_: object, **__: object) -> asyncpg.Connection:
-        return await connect(dsn, application_name=application_name, timeout=timeout, command_timeout=command_timeout)
+        return await connect(
+            dsn,
+            application_name=application_name,
+            timeout=timeout,
+            command_timeout=command_timeout,
+            prepared_statements=prepared_statements,
+        )
 
     pool = await asyncpg.create_pool(
         min_size=min_size, max_size=max_size, connect=open_connection, reset=_keep_as_it_is
@@ -151,14 +184,20 @@ def _parse(dsn: str) -> urllib.parse.SplitResult | None:
     return None if astray or wrong_port else parts
 
 
-async def _check_server(connection: asyncpg.Connection, place: str) -> None:
+async def _check_server(connection: ServerConnection, place: str) -> None:
+    """Refuse a server that cannot serve zart, and note whether a pooler is in between.
+
+    A pooler gives its client a process id of its own making, because its cancel requests come with it.
+    """
     major = connection.get_server_version().major
     if major < OLDEST_SERVER:
         raise DatabaseUnreachable(
             f"{place} is served by PostgreSQL {major}; zart needs {OLDEST_SERVER} or later, upgrade the server"
         )
-    found = await connection.fetchrow(_CHECK)
+    check = await connection.prepare(_CHECK, name="")  # a named one might be left to another client of a pooler
+    found = await check.fetchrow()
     assert found is not None
+    connection.pooled = found["backend"] != connection.get_server_pid()
     if found["standby"]:
         raise DatabaseUnreachable(f"{place} is a read-only standby; name the primary server")
     if found["isolation"] != "read committed":

@@ -10,7 +10,7 @@ from typing import Any, Self
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from zart.postgres.connection import connect
+from zart.postgres.connection import ServerConnection, connect
 
 log = logging.getLogger("zart.postgres")
 
@@ -20,14 +20,15 @@ DEADLINE = 5.0
 # A worker whose steps have no use for them any more gives its connections up.
 IDLE_SECONDS = 60.0
 
-# What `reset all` leaves: the role, temporary tables. Prepared statements stay, asyncpg knows of them.
+# What `reset all` leaves: the role, temporary tables. Prepared statements stay, asyncpg knows of them. Behind a pooler
+# this would reset a session that may be another one, and of others.
 _RESET = (
     "select pg_advisory_unlock_all(); close all; unlisten *; discard temp; set session authorization default; reset all"
 )
 
 
-class LentConnection(asyncpg.Connection):
-    """asyncpg's connection, which knows what its borrower has done to it.
+class LentConnection(ServerConnection):
+    """A connection that knows what its borrower has done to it.
 
     Attributes:
         altered: it converts types in another way than a connection does that was just made.
@@ -86,8 +87,9 @@ class Loan:
 class Lender:
     """Up to `size` connections, made when they are needed; who finds none free waits for one."""
 
-    def __init__(self, dsn: str, *, application_name: str, size: int) -> None:
+    def __init__(self, dsn: str, *, application_name: str, size: int, prepared_statements: bool | None = None) -> None:
         self.dsn, self.application_name, self.size = dsn, application_name, size
+        self.prepared_statements = prepared_statements
         self.closed = False
         self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool | None = None
@@ -133,7 +135,12 @@ class Lender:
 
     async def _open(self) -> asyncpg.Pool:
         async def make(*_: object, **__: object) -> asyncpg.Connection:
-            return await connect(self.dsn, application_name=self.application_name, kind=LentConnection)
+            return await connect(
+                self.dsn,
+                application_name=self.application_name,
+                prepared_statements=self.prepared_statements,
+                kind=LentConnection,
+            )
 
         async with self._opening:
             if self._pool is None:
@@ -149,4 +156,5 @@ class Lender:
 
 
 async def _reset(connection: Any) -> None:
-    await connection.execute(_RESET)
+    if not connection.itself.pooled:
+        await connection.execute(_RESET)

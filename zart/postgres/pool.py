@@ -28,20 +28,23 @@ class Database:
         application_name: how its connections show in pg_stat_activity.
         min_size, max_size: how many connections are kept open, and how many there may be. The last one is kept for
             `connection_for_all`.
+        prepared_statements: as `connect`.
 
     Raises:
         DatabaseUnreachable: (`open`) the first connection cannot be made.
         ValueError: (`open`) the sizes contradict each other.
     """
 
-    def __init__(self, dsn: str, pool: asyncpg.Pool) -> None:
-        self.dsn, self._pool = dsn, pool
+    def __init__(self, dsn: str, pool: asyncpg.Pool, prepared_statements: bool | None = None) -> None:
+        self.dsn, self._pool, self.prepared_statements = dsn, pool, prepared_statements
         self.place = describe(dsn)
         self._calls = asyncio.Semaphore(max(1, pool.get_max_size() - 1))
         self._closed = False
 
     @classmethod
-    async def open(cls, dsn: str, *, application_name: str, min_size: int, max_size: int) -> Database:
+    async def open(
+        cls, dsn: str, *, application_name: str, min_size: int, max_size: int, prepared_statements: bool | None = None
+    ) -> Database:
         pool = await create_pool(
             dsn,
             application_name=application_name,
@@ -49,8 +52,9 @@ class Database:
             max_size=max_size,
             timeout=CONNECT_TIMEOUT,
             command_timeout=CALL_TIMEOUT,
+            prepared_statements=prepared_statements,
         )
-        return cls(dsn, pool)
+        return cls(dsn, pool, prepared_statements)
 
     async def close(self) -> None:
         """Close the connections, those in use after their call."""

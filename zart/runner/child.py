@@ -14,7 +14,7 @@ import uvloop
 
 from zart.engine.loop import WorkerLoop
 from zart.engine.threads import default_threads
-from zart.errors import DatabaseUnreachable, RegistrationError, ZartError
+from zart.errors import DatabaseUnreachable, InvalidArgument, RegistrationError, ZartError
 from zart.log import logger
 from zart.metrics import Place
 from zart.postgres.connection import connect
@@ -71,9 +71,28 @@ def _spare_the_collector() -> None:
 
 
 async def _check_database(options: RunnerOptions) -> None:
-    connection = await connect(options.dsn, application_name="zart runner")
+    connection = await connect(
+        options.dsn, application_name="zart runner", prepared_statements=options.config.prepared_statements
+    )
     try:
         await check_schema(connection, options.schema)
+    finally:
+        await connection.close()
+    if options.config.listen_url is not None:
+        await _check_listening(options.config.listen_url)
+
+
+async def _check_listening(url: str) -> None:
+    try:
+        connection = await connect(url, application_name="zart runner")
+    except DatabaseUnreachable as error:
+        raise DatabaseUnreachable(f"--listen-url: {error}") from error
+    try:
+        if connection.pooled:
+            raise InvalidArgument(
+                "--listen-url leads through a pooler, where nobody can listen; name the PostgreSQL server itself, or"
+                " leave it out and poll"
+            )
     finally:
         await connection.close()
 

@@ -93,7 +93,7 @@ async def reregister(
     run, epoch, wakes, done. Claims of `old` whose rows were locked stay with it, for `take_over_worker`.
 
     Args:
-        connection: the one that will tick.
+        connection: the one that will tick. Its session is noted, for `evict_backend`, unless it is a pooler's.
         old: NOBODY when there is none.
         lease: seconds until the lease passes unless renewed.
         task_names, queues: what the worker serves; queues None for all.
@@ -102,7 +102,8 @@ async def reregister(
         asyncpg.LockNotAvailableError: the last tick of `old` did not end within 2 s; `evict_backend(old)`, then again.
     """
     return await connection.fetch(
-        statement("reregister", schema), bucket, old, new, lease, host, pid, task_names, queues
+        statement("reregister", schema),
+        *(bucket, old, new, lease, host, pid, task_names, queues, connection.get_server_pid()),
     )
 
 
@@ -181,6 +182,6 @@ async def take_over_worker(
 
 
 async def evict_backend(connection: Connection, schema: str, bucket: int, worker: int) -> bool:
-    """End the database session of a worker, which holds its last tick open. False: there is none."""
+    """End the database session of a worker, which holds its last tick open. False: there is none that is its own."""
     ended: bool = await connection.fetchval(statement("evict_backend", schema), bucket, worker)
     return ended

@@ -1,4 +1,5 @@
--- zart_evict_backend_1: ends the database session of a worker, whose last tick it holds open. False: there is none.
+-- zart_evict_backend_1: ends the database session of a worker, whose last tick it holds open. Null: there is
+--   none that is the worker's own.
 -- Parameters: p_bucket, p_worker. Locks: none. Index: primary key of zart_workers.
 create function :schema.zart_evict_backend_1(p_bucket smallint, p_worker bigint) returns boolean language sql
 as $$

@@ -2,13 +2,14 @@
 --   again with the same ids until it is answered: the rows are every claim that p_new holds, so what a worker knows
 --   beyond them is lost.
 -- Parameters: p_bucket, p_old (0: none), p_new, p_lease in seconds, p_host, p_pid, p_task_names, p_queues (null: all)
---   it serves.
+--   it serves; p_session: the process id that the client was given when it connected. Behind a pooler that is not this
+--   session's, which serves others next: none is kept, so that nobody ends it for this worker's sake.
 -- Locks: the old worker row for update, waits 2 s for its last tick (55P03 then: evict_backend and call again); queue
 --   rows skip locked.
 -- Index: primary keys, zart_queue_held.
 create function :schema.zart_reregister_1(
   p_bucket smallint, p_old bigint, p_new bigint, p_lease float8, p_host text, p_pid int, p_task_names text[],
-  p_queues text[]
+  p_queues text[], p_session int
 ) returns table(id bigint, run int, epoch int, wakes int, done int, apart boolean) language plpgsql
 set lock_timeout = '2s' set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off
 set enable_mergejoin = off set enable_bitmapscan = off set jit = off
@@ -19,7 +20,8 @@ declare
   v_backend int;
   v_backend_start timestamptz;
 begin
-  select a.pid, a.backend_start into v_backend, v_backend_start from pg_stat_activity a where a.pid = pg_backend_pid();
+  select a.pid, a.backend_start into v_backend, v_backend_start
+  from pg_stat_activity a where a.pid = pg_backend_pid() and a.pid = p_session;
   insert into :schema.zart_workers(bucket, id, lease_until, backend, backend_start, host, pid, task_names, queues)
   values (p_bucket, p_new, v_until, v_backend, v_backend_start, p_host, p_pid, p_task_names, p_queues)
   on conflict do nothing;
