@@ -7,6 +7,7 @@ import configparser
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -82,7 +83,7 @@ class Pooler:
             ["pgbouncer", str(self.directory / "pgbouncer.ini")], stderr=subprocess.DEVNULL, cwd="/", **owner
         )
         give_up = time.monotonic() + 20
-        while not self._socket.exists():
+        while not self._listens():
             assert self._process.poll() is None, (self.directory / "log").read_text()
             assert time.monotonic() < give_up, "pgbouncer does not listen"
             time.sleep(0.01)
@@ -100,6 +101,10 @@ class Pooler:
         """The URL of the same database through the pooler."""
         place = {"host": str(self.directory), "port": str(PORT)}
         return urlsplit(dsn)._replace(query=urlencode(place, safe="/")).geturl()
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:  # the file is there a moment before it listens
+            return client.connect_ex(str(self._socket)) == 0
 
     @property
     def _socket(self) -> Path:
