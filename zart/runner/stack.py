@@ -14,6 +14,8 @@ from typing import Final
 
 _SIGNAL: Final = signal.SIGRTMAX  # user code has better uses for SIGUSR1 and SIGUSR2
 
+_OWN_FRAME: Final = f'  File "{os.path.dirname(__file__)}{os.sep}'
+
 
 class Stacks:
     """A file without a name that all processes of a runner share; one at a time is asked to write into it."""
@@ -42,8 +44,13 @@ class Stacks:
         return frame is not None and self._text().endswith(f"line {frame.f_lineno} in {frame.f_code.co_name}\n")
 
     def answer(self) -> str:
-        """What was written so far: the main thread's stack, which has the event loop, then those of other threads."""
-        return "\n\n".join(reversed(self._text().strip().split("\n\n")))
+        """What was written so far: the main thread's stack, which has the event loop, then those of other threads.
+
+        The frames in which the main thread came here are left out.
+        """
+        *others, main = self._text().strip().split("\n\n")
+        own = main.partition(_OWN_FRAME)[0].rstrip()
+        return "\n\n".join([own if "\n" in own else main, *reversed(others)])
 
     def close(self) -> None:
         os.close(self._fd)
