@@ -32,6 +32,7 @@ from zart.engine.turn import Turn
 from zart.errors import DatabaseError
 from zart.metrics import CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
 from zart.model import Verb
+from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import journal, queue, workers
 
@@ -55,6 +56,7 @@ class WorkerLoop:
         place: where it counts, and shows how it is.
         worker_id: its first identity.
         host: name shown to operators, the machine's own by default.
+        patient: wait for a database that cannot be reached when it begins, in place of raising.
     """
 
     def __init__(
@@ -67,7 +69,10 @@ class WorkerLoop:
         place: Place,
         worker_id: int,
         host: str | None = None,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
+        self._opening: asyncio.Future[None] | None = None
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
         self.max_result_bytes = config.max_result_bytes
@@ -110,12 +115,13 @@ class WorkerLoop:
             DatabaseError: the database cannot serve this worker.
         """
         self._loop = asyncio.get_running_loop()
-        await self._session.open()
+        if not await self._open():
+            return
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
-        self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
+        self.transactions = Transactions(self._session, self.config, self._lose)
+        self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt, self.transactions.leave_server)
         self._loader = Loader(self._session, self.rows, self.registry, self._queues, self.config, self._resolver.lose)
-        self.transactions = Transactions(self._session, self.config, self._resolver.lose)
         self.wake()
         follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
@@ -138,6 +144,18 @@ class WorkerLoop:
             await self.transactions.close()
             await self._session.close()
 
+    async def _open(self) -> bool:
+        """Register. False when it was told to stop meanwhile."""
+        self._opening = asyncio.ensure_future(self._session.open(patient=self._patient and not self._draining))
+        try:
+            await self._opening
+        except asyncio.CancelledError:
+            if not self._draining:
+                self._opening.cancel()
+                raise
+            return False
+        return True
+
     def wake(self) -> None:
         """There may be work: look for it in every bucket."""
         self._woken += 1
@@ -153,6 +171,8 @@ class WorkerLoop:
         self.place.draining = 1
         for turn in list(self.turns.values()):
             turn.hand_back()
+        if not self._running and self._opening is not None:
+            self._opening.cancel()
         if self._running:
             last_ticks = min(LAST_TICKS, self.config.shutdown_seconds / 5)
             self._loop.call_later(self.config.shutdown_seconds - last_ticks, self._stop_now)
@@ -181,6 +201,7 @@ class WorkerLoop:
                 await self._tick()
                 await self._loader.begin_all(draining=self._draining)
                 await self._between_ticks()
+                check_not_demoted(self._session.connection, "the database")
             except Exception as error:
                 await self._recover(error)
 
@@ -188,7 +209,7 @@ class WorkerLoop:
         """After a failed statement between ticks: all of them may be sent again."""
         fault = classify(error)
         if fault is Fault.LOST:
-            await self._resolver.renew(Batch(0))
+            await self._resolver.renew(Batch(0), error)
         elif fault is Fault.RETRY:
             await asyncio.sleep(BEAT)
         else:
@@ -270,6 +291,9 @@ class WorkerLoop:
         if answer.claims:
             self._alone = self.turns[answer.claims[0].id]
             self._apart.add(bucket)
+
+    def _lose(self, turn: Turn) -> None:
+        self._resolver.lose(turn)
 
     def _hold(self, turn: Turn) -> None:
         before = self.turns.get(turn.id)

@@ -166,6 +166,10 @@ class Ticker:
         again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
         self._loop.call_later(pause, self.put_back, again)
 
+    def forget(self) -> None:
+        """Drop all that waits."""
+        self._waiting.clear()
+
     def take(self, bucket: int) -> Batch:
         """Take out what the next tick of this bucket carries."""
         waiting = self.waiting_for(bucket)

@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL: made with a deadline, checked once, refused with one clear line.
+"""Connections to PostgreSQL: made with a deadline, checked once, refused with one clear line, and watched by the kernel.
+
+Each is made from the URL alone: names of hosts are looked up every time, and no address is kept.
 
 No message made here holds a password: a database URL is never printed, only the host, port and database it names.
 """
@@ -11,7 +13,7 @@ import re
 import socket
 import ssl
 import urllib.parse
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -25,12 +27,24 @@ Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 CONNECT_TIMEOUT = 10.0
 OLDEST_SERVER = 14
 
+# What keeps a connection open (a worker, its supervisor) tries often rather than long, and gives up a statement without
+# an answer in time to be back at work within 10 s of the end of the trouble. Healthy ones take milliseconds.
+RECONNECT_TIMEOUT = 5.0
+STATEMENT_TIMEOUT = 7.0
+
+# When nothing comes from the other end, the kernel asks whether it is there, and takes none of its answers for a no:
+# that also ends connections on which nobody waits, and those of statements that may take long.
+_PROBE_AFTER, _PROBE_EVERY, _GIVE_UP_AFTER = 3, 1, 7  # seconds
+
 _STATEMENT_CACHE = 200
 _URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 # What asyncpg says of an option, without the value it got: "`sslmode` parameter must be one of: disable, allow".
 _OPTION = re.compile(r"`?(\w+)`? (?:parameter must be|is expected to be)(?: one of: ([\w, -]+)$)?")
-_CHECK = "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby"
+_CHECK = """
+    select current_setting('default_transaction_isolation') as isolation,
+        pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as read_only
+"""
 
 
 async def connect(
@@ -43,6 +57,8 @@ async def connect(
     kind: type[asyncpg.Connection] = asyncpg.Connection,
 ) -> asyncpg.Connection:
     """Connect to a primary server that can serve zart; of several hosts, to the first that is one.
+
+    A host that does not answer takes no other one's share of the time.
 
     Args:
         dsn: `postgresql://user:password@host:port/database`; what it leaves out comes from the PG* variables.
@@ -59,16 +75,17 @@ async def connect(
     connection: asyncpg.Connection | None = None
     try:
         async with asyncio.timeout(timeout):
-            connection = await asyncpg.connect(
+            connection = await _connect_to_first(
                 dsn,
-                timeout=timeout,
+                timeout,
                 command_timeout=command_timeout,
                 statement_cache_size=_STATEMENT_CACHE if statement_cache else 0,
                 max_cached_statement_lifetime=0,
                 server_settings={"application_name": application_name},
                 connection_class=kind,
-                target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
+                target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.read_write,
             )
+            _watch(connection)
             await _check_server(connection, place)
             usable, connection = connection, None
             return usable
@@ -151,6 +168,75 @@ def _parse(dsn: str) -> urllib.parse.SplitResult | None:
     return None if astray or wrong_port else parts
 
 
+def is_demoted(connection: Connection) -> bool:
+    """Whether the server has become read-only, as it told with its last answer; PostgreSQL 14 and later do."""
+    settings: Any = connection.get_settings()
+    told = (getattr(settings, "default_transaction_read_only", "off"), getattr(settings, "in_hot_standby", "off"))
+    return "on" in told
+
+
+def check_not_demoted(connection: Connection, place: str) -> None:
+    """See that the server is the primary still.
+
+    Raises:
+        DatabaseUnreachable: it has become read-only.
+    """
+    if is_demoted(connection):
+        raise DatabaseUnreachable(f"{place} has become read-only; another server is the primary")
+
+
+async def _connect_to_first(dsn: str, timeout: float, **options: Any) -> asyncpg.Connection:
+    """A connection to the first of the hosts that will do, each having its share of the time.
+
+    Raises: as asyncpg.connect, of the last host that there was an answer from, if there was any.
+    """
+    hosts = _hosts(dsn)
+    if len(hosts) < 2:
+        return await asyncpg.connect(dsn, timeout=timeout, **options)
+    told: Exception | None = None
+    for host, port in hosts:
+        try:
+            return await asyncpg.connect(dsn, host=host, port=port, timeout=timeout / len(hosts), **options)
+        except (OSError, asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched) as error:
+            told = error if told is None or not isinstance(error, TimeoutError) else told
+    assert told is not None
+    raise told
+
+
+def _hosts(dsn: str) -> list[tuple[str, int | None]]:
+    """The hosts of a URL that names several, with their ports, in its order; else nothing."""
+    parts = urllib.parse.urlsplit(dsn)
+    options = dict(urllib.parse.parse_qsl(parts.query))
+    named = parts.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
+    ports = (options.get("port") or os.environ.get("PGPORT", "")).split(",")
+    found: list[tuple[str, int | None]] = []
+    names = named.split(",") if "," in named else []
+    if len(ports) not in (1, len(names)):
+        return []  # asyncpg says what is wrong
+    for index, one in enumerate(names):
+        host, _, port = one.rpartition(":") if ":" in one.rpartition("]")[2] else (one, "", "")
+        port = port or ports[index if len(ports) > 1 else 0]
+        found.append((urllib.parse.unquote(host).strip("[]"), int(port) if port else None))
+    return found
+
+
+def _watch(connection: asyncpg.Connection) -> None:
+    """Have the kernel end the connection when the other end is silent for too long."""
+    transport: asyncio.Transport = getattr(connection, "_transport")  # noqa: B009 - asyncpg gives no public way to it
+    link = transport.get_extra_info("socket")
+    if link is None or link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _PROBE_AFTER),
+        ("TCP_KEEPINTVL", _PROBE_EVERY),
+        ("TCP_KEEPCNT", _GIVE_UP_AFTER - _PROBE_AFTER),
+        ("TCP_USER_TIMEOUT", _GIVE_UP_AFTER * 1000),
+    ):
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:
     major = connection.get_server_version().major
     if major < OLDEST_SERVER:
@@ -159,7 +245,7 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
         )
     found = await connection.fetchrow(_CHECK)
     assert found is not None
-    if found["standby"]:
+    if found["read_only"]:
         raise DatabaseUnreachable(f"{place} is a read-only standby; name the primary server")
     if found["isolation"] != "read committed":
         raise DatabaseUnreachable(
@@ -180,7 +266,7 @@ def _reason(error: Exception, dsn: str, timeout: float) -> str:
         case asyncpg.TooManyConnectionsError():
             return f"{_first_line(error)}; raise max_connections or run fewer workers"
         case asyncpg.TargetServerAttributeNotMatched():
-            return "no server there is a primary; name the primary server"
+            return "no server there is a primary that takes writes; name the primary server"
         case asyncpg.CannotConnectNowError():
             return f"{_first_line(error)}; try again when it is up"
         case socket.gaierror():

@@ -104,6 +104,7 @@ def _new_worker(options: RunnerOptions, registry: TaskRegistry, place: Place) ->
         config=options.config,
         place=place,
         worker_id=place.worker_id,
+        patient=True,
     )
 
 
