@@ -7,6 +7,7 @@ worker; 60 shows that it does not matter how long.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from pathlib import Path
 
@@ -57,7 +58,7 @@ async def test_only_the_connection_that_listens_is_dead(
             name = f"unheard-{number}"
             await start(database, "steady", {name: 0})
             trouble.started.add(name)
-            await eventually(lambda name=name: trouble.has_begun(name), within=2)  # type: ignore[misc]
+            await eventually(functools.partial(trouble.has_begun, name), within=2)
 
         async def again() -> bool:
             return any(row["pid"] != before for row in await connection.fetch(listening))

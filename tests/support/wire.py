@@ -38,7 +38,11 @@ class Wire(Proxy):
         self.statements: list[str] = []
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(self, reader, writer, *await self._connect_to_server())
+        silent = asyncio.Event()
+        if self._hole:
+            silent.set()
+        self._links[silent] = b""
+        link = _Link(self, silent, reader, writer, *await self._connect_to_server())
         for pump in (link.from_client(), link.from_server()):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
@@ -58,21 +62,24 @@ class _Link:
     def __init__(
         self,
         wire: Wire,
+        silent: asyncio.Event,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         server_reader: asyncio.StreamReader,
         server_writer: asyncio.StreamWriter,
     ) -> None:
-        self._wire, self._reader, self._writer = wire, reader, writer
+        self._wire, self._silent, self._reader, self._writer = wire, silent, reader, writer
         self._server_reader, self._server_writer = server_reader, server_writer
         self._texts: dict[bytes, str] = {}
-        self._silent = self._deaf = False
+        self._deaf = False
 
     async def from_client(self) -> None:
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 size = await self._reader.readexactly(4)  # the first message has no type
-                self._server_writer.write(size + await self._reader.readexactly(int.from_bytes(size) - 4))
+                first = size + await self._reader.readexactly(int.from_bytes(size) - 4)
+                if not self._silent.is_set():
+                    self._server_writer.write(first)
                 while True:
                     await self._pass_on(await self._reader.readexactly(5))
         finally:
@@ -81,13 +88,14 @@ class _Link:
     async def _pass_on(self, head: bytes) -> None:
         message = head + await self._reader.readexactly(int.from_bytes(head[1:]) - 4)
         text = self._executed(message)
-        fate = Fate.PASS if text is None or self._silent else self._wire.fate_of(text)
+        fate = Fate.PASS if text is None or self._silent.is_set() else self._wire.fate_of(text)
         if fate is Fate.CUT_BEFORE:
             self._writer.transport.abort()
             raise ConnectionAbortedError
-        self._silent = self._silent or fate is Fate.SILENT
+        if fate is Fate.SILENT:
+            self._silent.set()
         self._deaf = self._deaf or fate is Fate.CUT_AFTER
-        if not self._silent:
+        if not self._silent.is_set():
             self._server_writer.write(message)
 
     def _executed(self, message: bytes) -> str | None:
@@ -108,12 +116,12 @@ class _Link:
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await self._server_reader.read(65_536):
-                    if self._deaf and data.endswith(b"Z\0\0\0\5I"):  # done, and no transaction is open
+                    if self._deaf and data[-6:-1] == b"Z\0\0\0\5":  # it is done
                         self._writer.transport.abort()
                         return
-                    if not self._deaf and not self._silent:
+                    if not self._deaf and not self._silent.is_set():
                         self._writer.write(data)
-                if self._silent:
+                if self._silent.is_set():
                     await asyncio.Event().wait()  # the other end never hears of it
         finally:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: made with a deadline, checked once, refused with one clear line, and watched by the kernel.
+"""Connections to PostgreSQL: made with a deadline, checked, watched by the kernel, refused with one clear line.
 
 Each is made from the URL alone: names of hosts are looked up every time, and no address is kept.
 
