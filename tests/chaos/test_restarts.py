@@ -6,17 +6,28 @@ import asyncio
 import os
 import random
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 
 from tests.support.database import Database
-from tests.support.servers import a_server
+from tests.support.servers import Server, a_server
 from tests.support.trouble import Trouble
 
 SEED = int(os.environ.get("ZART_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
-async def test_stopped_and_crashed_the_database_comes_back_to_the_same_workers(tmp_path: Path) -> None:
+async def _shut_out(server: Server) -> None:
+    """Let nobody into the database for a while."""
+    connection = await asyncpg.connect(urlsplit(server.dsn)._replace(path="/template1").geturl())
+    await connection.execute("alter database postgres allow_connections false")
+    await connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'postgres'")
+    await asyncio.sleep(2)
+    await connection.execute("alter database postgres allow_connections true")
+    await connection.close()
+
+
+async def test_stopped_crashed_or_closed_the_database_comes_back_to_the_same_workers(tmp_path: Path) -> None:
     with a_server() as server:
         database = await server.database()
         async with Trouble(database, database, tmp_path) as trouble:
@@ -47,19 +58,3 @@ async def test_connections_killed_at_random(database: Database, tmp_path: Path) 
         await trouble.check()
     assert killed > 20
     await connection.close()
-
-
-async def test_a_database_that_lets_nobody_in(database: Database, server_dsn: str, tmp_path: Path) -> None:
-    server = await asyncpg.connect(server_dsn)
-    connection = await database.connect()
-    name = await connection.fetchval("select current_database()")
-    await connection.close()
-    async with Trouble(database, database, tmp_path) as trouble:
-        await trouble.load("before")
-        await server.execute(f"alter database {name} allow_connections false")
-        await server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
-        await asyncio.sleep(3)
-        await server.execute(f"alter database {name} allow_connections true")
-        print(f"{await trouble.back_at_work():.2f} s")
-        await trouble.check()
-    await server.close()

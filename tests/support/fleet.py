@@ -37,6 +37,8 @@ class Fleet:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
         children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        within: the beginning of a command that ends by executing the rest of it.
+        seen_from: the database as the test reaches it, where the runner's URL is not for it.
     """
 
     database: Database
@@ -46,6 +48,8 @@ class Fleet:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     children: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    within: Sequence[str] = ()
+    seen_from: Database | None = None
     process: subprocess.Popen[str] = field(init=False)
 
     def __enter__(self) -> Self:
@@ -61,7 +65,7 @@ class Fleet:
             "children": self.children,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
+            [*self.within, sys.executable, "-m", "tests.support.fleet", json.dumps(orders)],
             cwd=ROOT,
             env={**os.environ, "EFFECTS_DSN": self.database.dsn, **self.environment},
             stdout=subprocess.PIPE,
@@ -104,7 +108,7 @@ class Fleet:
 
     async def workers(self) -> dict[int, int]:
         """Registered workers that live: process id by worker id."""
-        connection = await self.database.connect()
+        connection = await (self.seen_from or self.database).connect()
         rows = await connection.fetch("select distinct id, pid from zart.zart_workers where not dead")
         await connection.close()
         alive = set(self.members())

@@ -40,6 +40,7 @@ class Trouble:
             app=APP,
             config={"max_concurrent_tasks": 16, "lease_timeout": lease},
             environment={"EFFECTS_FILE": str(self.file)},
+            seen_from=database,
         )
         self.pids: set[int] = set()
         self.started: set[str] = set()
@@ -102,6 +103,7 @@ class Trouble:
         twice = "select execution_id, n, count(*) from written group by 1, 2 having count(*) <> 1"
         assert await connection.fetch(twice) == []
         await connection.close()
+        self.fleet.seen_from = self.database
         assert set((await self.fleet.workers()).values()) == self.pids
         code, words, errors = self.fleet.stop()
         assert (code, words["DEATHS"], words["FORKS"]) == (0, 0, 2)

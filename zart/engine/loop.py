@@ -56,7 +56,6 @@ class WorkerLoop:
         place: where it counts, and shows how it is.
         worker_id: its first identity.
         host: name shown to operators, the machine's own by default.
-        patient: wait for a database that cannot be reached when it begins, in place of raising.
     """
 
     def __init__(
@@ -69,9 +68,7 @@ class WorkerLoop:
         place: Place,
         worker_id: int,
         host: str | None = None,
-        patient: bool = False,
     ) -> None:
-        self._patient = patient
         self._opening: asyncio.Future[None] | None = None
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
@@ -145,8 +142,10 @@ class WorkerLoop:
             await self._session.close()
 
     async def _open(self) -> bool:
-        """Register. False when it was told to stop meanwhile."""
-        self._opening = asyncio.ensure_future(self._session.open(patient=self._patient and not self._draining))
+        """Register, however long the database is away. False when it was told to stop meanwhile."""
+        if self._draining:
+            return False
+        self._opening = asyncio.ensure_future(self._session.open())
         try:
             await self._opening
         except asyncio.CancelledError:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.errors import DatabaseUnreachable
 from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
 from zart.postgres.connection import RECONNECT_TIMEOUT, STATEMENT_TIMEOUT, connect
 from zart.postgres.sqlstate import Fault, classify
@@ -79,17 +78,14 @@ class Session:
         self.buckets, self.lost = 1, True
         self.timeline = self._found_timeline = ""
 
-    async def open(self, *, patient: bool) -> None:
-        """Connect, check the schema, register in every bucket.
-
-        Args:
-            patient: wait for a database that cannot be reached, however long it takes.
+    async def open(self) -> None:
+        """Connect, check the schema, register in every bucket; waits for a database that cannot be reached.
 
         Raises:
             DatabaseError: the database cannot serve this worker.
         """
         self.place.worker_id = self.worker_id
-        await self._until_registered(workers.NOBODY, patient=patient)
+        await self._until_registered(workers.NOBODY)
 
     async def renew(self) -> tuple[list[Held], bool]:
         """A fresh connection under a new identity, however long it takes; what the old one holds comes along.
@@ -104,12 +100,12 @@ class Session:
         self.connection.terminate()
         self.place.previous_id, self.worker_id = old, new_worker_id()
         self.place.worker_id = self.worker_id
-        held = await self._until_registered(old, patient=True)
+        held = await self._until_registered(old)
         self.place.previous_id = workers.NOBODY
         self.place.add(RECONNECTS)
         return held, self.timeline == timeline
 
-    async def _until_registered(self, old: int, *, patient: bool) -> list[Held]:
+    async def _until_registered(self, old: int) -> list[Held]:
         """Connect and register, again and again while that may help. The answer is all that is held."""
         backoff, told = FIRST_BACKOFF, ""
         while True:
@@ -117,7 +113,7 @@ class Session:
                 await self._connect()
                 held = await self._register(old)
             except Exception as error:
-                if (isinstance(error, DatabaseUnreachable) and not patient) or not _may_pass(error):
+                if classify(error) not in (Fault.LOST, Fault.RETRY):
                     raise
                 self.place.add(DATABASE_ERRORS)
                 if str(error) != told:
@@ -191,7 +187,3 @@ class Session:
                 await workers.evict_backend(self.connection, self.schema, bucket, old)
             else:
                 return [Held(bucket, *row) for row in rows]
-
-
-def _may_pass(error: Exception) -> bool:
-    return classify(error) in (Fault.LOST, Fault.RETRY)

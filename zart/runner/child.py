@@ -13,7 +13,7 @@ from typing import Any, Final
 import uvloop
 
 from zart.engine.loop import WorkerLoop
-from zart.errors import DatabaseUnreachable, RegistrationError, ZartError
+from zart.errors import RegistrationError, ZartError
 from zart.log import logger
 from zart.metrics import Place
 from zart.postgres.connection import connect
@@ -26,8 +26,6 @@ EXIT_DRAINED: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_CANNOT_START: Final = 3
 """The application or the schema cannot be used: trying again will not help. The board says why, in one line."""
-EXIT_NO_DATABASE: Final = 4
-"""The database cannot be reached now."""
 
 _log = logger("worker")
 
@@ -49,9 +47,6 @@ def main(options: RunnerOptions, board: Board, index: int, wake_fd: int) -> int:
         registry = load_registry(options.app)
         _spare_the_collector()
         _run(_work(options, registry, board.places[index], wake_fd))
-    except DatabaseUnreachable as error:
-        _log.warning("worker %d cannot work: %s", index, error)
-        return EXIT_NO_DATABASE
     except ZartError as error:
         _log.error("worker %d cannot work: %s", index, error)
         board.say(str(error), index)
@@ -104,7 +99,6 @@ def _new_worker(options: RunnerOptions, registry: TaskRegistry, place: Place) ->
         config=options.config,
         place=place,
         worker_id=place.worker_id,
-        patient=True,
     )
 
 
