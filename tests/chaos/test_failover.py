@@ -7,6 +7,7 @@ from pathlib import Path
 import asyncpg
 
 from tests.support.database import Database
+from tests.support.eventually import eventually
 from tests.support.servers import Server, a_server
 from tests.support.trouble import Trouble
 
@@ -68,3 +69,39 @@ async def test_a_primary_that_is_demoted_is_left(tmp_path: Path) -> None:
                 left = "select count(*) from pg_stat_activity where application_name like 'zart %'"
                 assert await connection.fetchval(left) == 0
             await connection.close()
+
+
+async def test_no_turn_goes_on_from_what_the_promoted_replica_does_not_have(tmp_path: Path) -> None:
+    """The replica had heard nothing for a while. What the primary kept meanwhile is gone, and is done again."""
+    with a_server() as first:
+        database = await first.database()
+        with a_server(standby_of=first) as second:
+            primary, replica = await database.connect(), await asyncpg.connect(second.dsn)
+            async with Trouble(_both(first, second), database, tmp_path) as trouble:
+                await trouble.load("before", 30, 0.6)
+
+                async def streamed() -> bool:
+                    return bool(await replica.fetchval("select count(*) = 30 from zart.zart_queue where worker <> 0"))
+
+                await eventually(streamed)
+                await replica.execute("alter system set primary_conninfo = ''")
+                await replica.execute("select pg_reload_conf()")
+
+                async def deaf() -> bool:
+                    return not await replica.fetchval("select count(*) from pg_stat_wal_receiver")
+
+                await eventually(deaf)
+                kept, before = "select count(*) from zart.zart_tasks", set(trouble.started)
+                there = await replica.fetchval(kept)
+                await trouble.load("lost", 4)
+
+                async def far_ahead() -> bool:
+                    return bool(await primary.fetchval(kept) >= there + 30)
+
+                await eventually(far_ahead)
+                first.stop("immediate")
+                second.promote()
+                trouble.started, trouble.database = before, Database(second.dsn, buckets=1)
+                print(f"{await trouble.back_at_work():.2f} s")
+                await trouble.check()
+            await replica.close()

@@ -2,12 +2,15 @@
 
 The same executions are run for each statement, by a worker of their own that meets the fault once. What comes of them
 is what comes of them without a fault, and no step is run twice whose result was kept.
+
+With `ZART_TEST_EVERY_STATEMENT=1`, statements that are sent all the time meet the fault at several times.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +25,8 @@ from zart.engine import session, supervisor, transactions
 from zart.postgres import lending
 
 RAN: collections.Counter[tuple[str, str]] = collections.Counter()
-AT_ONCE = 6
+AT_ONCE = 10
+ALL = bool(os.environ.get("ZART_TEST_EVERY_STATEMENT"))
 
 
 def _run(step: str) -> None:
@@ -139,10 +143,15 @@ async def _outcome(database: Database, queue: str, place: Place | None) -> tuple
 
 
 def _places(seen: collections.Counter[str]) -> list[Place]:
-    """Each of the ticks, and of every other statement the first one and the second one."""
-    numbers = {name: min(count, 24 if name == "tick" else 2) for name, count in seen.items()}
+    """Each of the ticks, and every other statement at its first execution, or at its first three.
+
+    The step's own statement does not fall silent: that may take as long as the step's timeout allows. (Where a network
+    is silent, and not a proxy, the kernel ends it.)
+    """
+    numbers = {name: count if name == "tick" else min(count, 3 if ALL else 1) for name, count in seen.items()}
     at = [(name, number + 1) for name, most in sorted(numbers.items()) for number in range(most)]
-    return [Place(*one, fate) for one in at for fate in (Fate.CUT_BEFORE, Fate.CUT_AFTER, Fate.SILENT)]
+    places = [Place(*one, fate) for one in at for fate in (Fate.CUT_BEFORE, Fate.CUT_AFTER, Fate.SILENT)]
+    return [place for place in places if (place.name, place.fate) != ("insert", Fate.SILENT)]
 
 
 async def test_wherever_a_link_ends_the_outcome_is_the_same(
@@ -163,12 +172,16 @@ async def test_wherever_a_link_ends_the_outcome_is_the_same(
 
     async def one(number: int, place: Place) -> None:
         async with room:
-            what, _, met = await _outcome(database, f"q{number}", place)
+            try:
+                what, _, met = await _outcome(database, f"q{number}", place)
+            except zart.ZartError as error:
+                raise AssertionError(place) from error
             assert what == without, place
             if not met:
                 missed.append(place)
 
     places = _places(at.seen)
+    print(dict(at.seen))
     async with asyncio.TaskGroup() as group:
         for number, place in enumerate(places):
             group.create_task(one(number, place))
