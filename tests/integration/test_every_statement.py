@@ -25,7 +25,7 @@ from zart.engine import session, supervisor, transactions
 from zart.postgres import lending
 
 RAN: collections.Counter[tuple[str, str]] = collections.Counter()
-AT_ONCE = 10
+AT_ONCE = 16
 ALL = bool(os.environ.get("ZART_TEST_EVERY_STATEMENT"))
 
 
@@ -60,7 +60,7 @@ async def written() -> int:
 
 
 async def _repair(failure: zart.Failure) -> list[Any]:
-    return [await counted(9), failure.kind]
+    return [await counted(9), type(failure).__name__]
 
 
 @zart_durable("everything", retry="fixed(1, 10ms)", on_failure=_repair)
@@ -143,7 +143,8 @@ async def _outcome(database: Database, queue: str, place: Place | None) -> tuple
 
 
 def _places(seen: collections.Counter[str]) -> list[Place]:
-    """Each of the ticks, and every other statement at its first execution, or at its first three.
+    """Each of the ticks, and every other statement at its first execution, or at its first three; by default it is not
+    every tick that is not heard.
 
     The step's own statement does not fall silent: that may take as long as the step's timeout allows. (Where a network
     is silent, and not a proxy, the kernel ends it.)
@@ -151,15 +152,16 @@ def _places(seen: collections.Counter[str]) -> list[Place]:
     numbers = {name: count if name == "tick" else min(count, 3 if ALL else 1) for name, count in seen.items()}
     at = [(name, number + 1) for name, most in sorted(numbers.items()) for number in range(most)]
     places = [Place(*one, fate) for one in at for fate in (Fate.CUT_BEFORE, Fate.CUT_AFTER, Fate.SILENT)]
-    return [place for place in places if (place.name, place.fate) != ("insert", Fate.SILENT)]
+    places = [place for place in places if (place.name, place.fate) != ("insert", Fate.SILENT)]
+    return [place for place in places if ALL or place.fate is Fate.CUT_AFTER or place.number % 3 == 1]
 
 
 async def test_wherever_a_link_ends_the_outcome_is_the_same(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (session, supervisor):
-        monkeypatch.setattr(module, "STATEMENT_TIMEOUT", 1.0)
-        monkeypatch.setattr(module, "RECONNECT_TIMEOUT", 2.0)
+        monkeypatch.setattr(module, "STATEMENT_TIMEOUT", 0.7)
+        monkeypatch.setattr(module, "RECONNECT_TIMEOUT", 1.0)
     for name in ("FENCE_DEADLINE", "COMMIT_DEADLINE", "DEADLINE"):
         monkeypatch.setattr(transactions, name, 1.0)
     monkeypatch.setattr(lending, "DEADLINE", 1.0)

@@ -27,9 +27,9 @@ from zart.postgres.connection import (
     Connection,
     check_not_demoted,
     connect,
-    describe,
 )
 from zart.postgres.sqlstate import Fault, classify
+from zart.postgres.url import describe
 from zart.store import workers
 from zart.store.migrate import check_schema
 

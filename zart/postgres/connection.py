@@ -12,7 +12,6 @@ import os
 import re
 import socket
 import ssl
-import urllib.parse
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -20,6 +19,7 @@ from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from zart.errors import DatabaseUnreachable
+from zart.postgres.url import URL_SHAPE, describe, hosts_of, missing_files
 
 Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 """An asyncpg connection, or one taken out of an asyncpg pool."""
@@ -37,8 +37,6 @@ STATEMENT_TIMEOUT = 7.0
 _PROBE_AFTER, _PROBE_EVERY, _GIVE_UP_AFTER = 3, 1, 7  # seconds
 
 _STATEMENT_CACHE = 200
-_URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-_FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 # What asyncpg says of an option, without the value it got: "`sslmode` parameter must be one of: disable, allow".
 _OPTION = re.compile(r"`?(\w+)`? (?:parameter must be|is expected to be)(?: one of: ([\w, -]+)$)?")
 _CHECK = """
@@ -129,45 +127,6 @@ async def create_pool(
         raise
 
 
-def describe(dsn: str) -> str:
-    """Which database a URL names, for messages: `database 'app' at db.example.com:5432`, without user or options.
-
-    Raises:
-        DatabaseUnreachable: it is no PostgreSQL URL. No part of it is quoted, since any part may be the password.
-    """
-    parts = _parse(dsn)
-    if parts is None:
-        raise DatabaseUnreachable(
-            f"the database URL cannot be read; write it as {_URL_SHAPE}"
-            " and percent-encode special characters in the password (@ is %40, / is %2F, # is %23)"
-        )
-    options = dict(urllib.parse.parse_qsl(parts.query))
-    host = parts.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST") or "this machine"
-    database = parts.path[1:] or options.get("dbname") or options.get("database")
-    name = f"database {urllib.parse.unquote(database)!r}" if database else "the database"
-    return f"{name} at {urllib.parse.unquote(host)}"
-
-
-def _parse(dsn: str) -> urllib.parse.SplitResult | None:
-    """The parts of a URL in which every part is what it seems to be, else None.
-
-    An unescaped character in a password moves its rest into the host, the database or the options, and from
-    there into messages: such a URL is not one.
-    """
-    if not dsn.startswith(("postgresql://", "postgres://")) or not dsn.isprintable():
-        return None
-    try:
-        parts = urllib.parse.urlsplit(dsn)
-        urllib.parse.parse_qs(parts.query, strict_parsing=bool(parts.query))
-        hosts = parts.netloc.rpartition("@")[2].split(",")
-        ports = [host.rpartition(":")[2] for host in hosts if ":" in host.rpartition("]")[2]]
-    except ValueError:
-        return None
-    astray = parts.netloc.count("@") > 1 or "@" in parts.path or "@" in parts.query or "#" in dsn
-    wrong_port = any(not port.isdecimal() or int(port) > 65_535 for port in ports)
-    return None if astray or wrong_port else parts
-
-
 def is_demoted(connection: Connection) -> bool:
     """Whether the server has become read-only, as it told with its last answer; PostgreSQL 14 and later do."""
     settings: Any = connection.get_settings()
@@ -190,7 +149,7 @@ async def _connect_to_first(dsn: str, timeout: float, **options: Any) -> asyncpg
 
     Raises: as asyncpg.connect, of the last host that there was an answer from, if there was any.
     """
-    hosts = _hosts(dsn)
+    hosts = hosts_of(dsn)
     if len(hosts) < 2:
         return await asyncpg.connect(dsn, timeout=timeout, **options)
     told: Exception | None = None
@@ -201,23 +160,6 @@ async def _connect_to_first(dsn: str, timeout: float, **options: Any) -> asyncpg
             told = error if told is None or not isinstance(error, TimeoutError) else told
     assert told is not None
     raise told
-
-
-def _hosts(dsn: str) -> list[tuple[str, int | None]]:
-    """The hosts of a URL that names several, with their ports, in its order; else nothing."""
-    parts = urllib.parse.urlsplit(dsn)
-    options = dict(urllib.parse.parse_qsl(parts.query))
-    named = parts.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
-    ports = (options.get("port") or os.environ.get("PGPORT", "")).split(",")
-    found: list[tuple[str, int | None]] = []
-    names = named.split(",") if "," in named else []
-    if len(ports) not in (1, len(names)):
-        return []  # asyncpg says what is wrong
-    for index, one in enumerate(names):
-        host, _, port = one.rpartition(":") if ":" in one.rpartition("]")[2] else (one, "", "")
-        port = port or ports[index if len(ports) > 1 else 0]
-        found.append((urllib.parse.unquote(host).strip("[]"), int(port) if port else None))
-    return found
 
 
 def _watch(connection: asyncpg.Connection) -> None:
@@ -273,7 +215,7 @@ def _reason(error: Exception, dsn: str, timeout: float) -> str:
             return "the host name is unknown; check the database URL"
         case ssl.SSLError() | ssl.CertificateError():
             return f"TLS failed ({_first_line(error)}); check sslmode and the certificates"
-        case FileNotFoundError() if missing := _missing_files(dsn):
+        case FileNotFoundError() if missing := missing_files(dsn):
             return f"the file that option {missing[0]} names is not there; correct it in the database URL"
         case FileNotFoundError():
             return "there is no server socket; is the server running?"
@@ -283,15 +225,9 @@ def _reason(error: Exception, dsn: str, timeout: float) -> str:
             allowed = f"it must be one of {option[2]}" if option[2] else "correct it in the database URL"
             return f"option {option[1]} cannot be used; {allowed}"
         case asyncpg.ClientConfigurationError() | ValueError():
-            return f"the database URL cannot be used; write it as {_URL_SHAPE} with options of libpq"
+            return f"the database URL cannot be used; write it as {URL_SHAPE} with options of libpq"
         case _:
             return _first_line(error)
-
-
-def _missing_files(dsn: str) -> list[str]:
-    """The options of a URL that name a file which does not exist."""
-    options = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dsn).query))
-    return [name for name in _FILE_OPTIONS if name in options and not os.path.exists(options[name])]
 
 
 def _of_the_network(error: OSError) -> str:

@@ -10,8 +10,9 @@ from typing import TypeVar
 import asyncpg
 
 from zart.errors import DatabaseError, DatabaseUnreachable, InvalidArgument, SchemaMissing, ZartError
-from zart.postgres.connection import CONNECT_TIMEOUT, Connection, create_pool, describe, is_demoted
+from zart.postgres.connection import CONNECT_TIMEOUT, Connection, create_pool, is_demoted
 from zart.postgres.sqlstate import Fault, classify
+from zart.postgres.url import describe
 
 # Longer than any call of a healthy database, shorter than anyone's patience.
 CALL_TIMEOUT = 30.0
