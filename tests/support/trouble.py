@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from types import TracebackType
@@ -69,10 +70,7 @@ class Trouble:
 
     async def at_work(self, name: str, within: float = 20.0) -> None:
         """Returns when every worker has begun steps of the executions called so."""
-        try:
-            await eventually(lambda: self._at_work_on(name) == self.pids, within=within)
-        except AssertionError:
-            raise AssertionError(f"at work on {name!r} are {self._at_work_on(name)} of {self.pids}") from None
+        await eventually(lambda: self._at_work_on(name) == self.pids, within=within)
 
     async def back_at_work(self, name: str = "after", since: float | None = None) -> float:
         """The database is back: every worker claims of what is started now. Gives how many seconds that took.
@@ -83,10 +81,16 @@ class Trouble:
         if since is None:
             await eventually(lambda: answers(self.database.dsn), within=60)
         began = time.monotonic() if since is None else since
-        names = [f"{name}-{n}" for n in range(60)]
-        await start(self.database, "steady", dict.fromkeys(names, 0.1))
-        self.started.update(names)
-        await self.at_work(name, within=began + BACK_AT_WORK - time.monotonic())
+        number = 0
+        while self._at_work_on(name) != self.pids:
+            late = f"{BACK_AT_WORK:g} s after, at work are {self._at_work_on(name)} of {self.pids}"
+            assert time.monotonic() < began + BACK_AT_WORK, late
+            if number < 10 * (time.monotonic() - began) + 40:  # there is always something to claim
+                names = [f"{name}-{number + n}" for n in range(20)]
+                await start(self.database, "steady", dict.fromkeys(names, 0.1))
+                self.started.update(names)
+                number += len(names)
+            await asyncio.sleep(0.02)
         return time.monotonic() - began
 
     async def check(self) -> None:
