@@ -259,21 +259,27 @@ class PostgresScheduler(DurableScheduler):
     async def status(self, execution_id: str) -> ExecutionRecord:
         execution_id = checked_id(execution_id)
         buckets = await self._tables.buckets_of(execution_id)
-        async with self._tables.connection(f"reading execution {execution_id!r}") as connection:
+
+        async def read(connection: Connection) -> ExecutionRecord:
             for bucket in buckets:
                 if record := await executions.status(connection, self.schema, bucket, execution_id):
                     return record
-        raise ExecutionNotFound(execution_id)
+            raise ExecutionNotFound(execution_id)
+
+        return await self._tables.call(f"reading execution {execution_id!r}", read)
 
     async def history(self, execution_id: str) -> list[StepRecord]:
         execution_id = checked_id(execution_id)
         buckets = await self._tables.buckets_of(execution_id)
-        async with self._tables.connection(f"reading the history of execution {execution_id!r}") as connection:
+
+        async def read(connection: Connection) -> list[StepRecord]:
             for bucket in buckets:
                 found = await journal.history(connection, self.schema, bucket, execution_id)
                 if found is not None:
                     return found
-        raise ExecutionNotFound(execution_id)
+            raise ExecutionNotFound(execution_id)
+
+        return await self._tables.call(f"reading the history of execution {execution_id!r}", read)
 
     async def list_executions(
         self,
@@ -374,9 +380,10 @@ class PostgresScheduler(DurableScheduler):
     async def cancel(self, execution_id: str, *, conn: Connection | None = None) -> bool:
         execution_id = checked_id(execution_id)
         buckets = await self._tables.buckets_of(execution_id)
-        async with self._tables.joined(conn, f"cancelling execution {execution_id!r}") as connection:
+
+        async def cancel(connection: Connection, token: int | None) -> bool:
             for bucket in buckets:
-                done = await executions.cancel(connection, self.schema, bucket, execution_id)
+                done = await executions.cancel(connection, self.schema, bucket, execution_id, token)
                 if done.what == "unknown":
                     continue
                 if execution_id.startswith(CHILD_PREFIX):  # its parent may go on
@@ -384,7 +391,9 @@ class PostgresScheduler(DurableScheduler):
                         await journal.deliver_signals(connection, self.schema, bucket)
                     await self._hint(bucket, conn)
                 return done.what == "cancelled"
-        raise ExecutionNotFound(execution_id)
+            raise ExecutionNotFound(execution_id)
+
+        return await self._tables.write(conn, f"cancelling execution {execution_id!r}", cancel)
 
     async def release(self, execution_id: str) -> bool:
         execution_id = checked_id(execution_id)
@@ -412,15 +421,20 @@ class PostgresScheduler(DurableScheduler):
         text = encoded_plain(payload, f"payload of {where}")
         key = step_key(KeySpace.EVENT, name)
         buckets = await self._tables.buckets_of(execution_id)
-        async with self._tables.joined(conn, f"offering {where}") as connection:
+
+        async def offer(connection: Connection, token: int | None) -> EventAnswer:
             for bucket in buckets:
-                offered = await journal.offer_event(connection, self.schema, bucket, execution_id, key, name, text)
+                offered = await journal.offer_event(
+                    connection, self.schema, bucket, execution_id, key, name, text, token
+                )
                 if offered.answer is None:
                     continue
                 if offered.answer is EventAnswer.ACCEPTED and offered.worker is None:
                     await self._hint(bucket, connection if conn is not None else None)
                 return offered.answer
-        raise ExecutionNotFound(execution_id)
+            raise ExecutionNotFound(execution_id)
+
+        return await self._tables.write(conn, f"offering {where}", offer)
 
     # -- how
 

@@ -75,10 +75,14 @@ class Starter:
         text = terms.encode(execution_id, data)
         (chunk,) = chunks([(execution_id, text)], await self._tables.buckets())
         lane = await self._lane(terms)
-        async with self._tables.joined(conn, f"starting execution {execution_id!r}") as connection:
-            (started,) = await self._insert(connection, terms, lane, chunk)
+
+        async def insert(connection: Connection, token: int | None) -> Started:
+            (started,) = await self._insert(connection, terms, lane, chunk, token)
             if started.created and conn is not None:
                 await self._hint_within(connection, terms, [chunk.bucket])
+            return started
+
+        started = await self._tables.write(conn, f"starting execution {execution_id!r}", insert)
         if started.created and conn is None:
             self._hint_after(terms, [chunk.bucket])
         return started
@@ -91,19 +95,26 @@ class Starter:
         rows = list(chunks(inputs, await self._tables.buckets()))
         touched = sorted({chunk.bucket for chunk in rows})
         lane = await self._lane(terms)
-        existing: list[str] = []
-        async with self._tables.joined(conn, f"starting {len(inputs)} executions of {terms.task_name!r}") as connection:
+
+        async def insert(connection: Connection, token: int | None) -> list[str]:
+            existing: list[str] = []
             async with connection.transaction():
                 for chunk in rows:
-                    found = await self._insert(connection, terms, lane, chunk)
+                    found = await self._insert(connection, terms, lane, chunk, token)
                     existing += [each.execution_id for each in found if not each.created]
             if conn is not None:
                 await self._hint_within(connection, terms, touched)
+            return existing
+
+        doing = f"starting {len(inputs)} executions of {terms.task_name!r}"
+        existing = await self._tables.write(conn, doing, insert)
         if conn is None:
             self._hint_after(terms, touched)
         return StartedMany(sum(len(chunk.ids) for chunk in rows) - len(existing), tuple(existing))
 
-    async def _insert(self, connection: Connection, terms: StartTerms, lane: int, chunk: Chunk) -> list[Started]:
+    async def _insert(
+        self, connection: Connection, terms: StartTerms, lane: int, chunk: Chunk, token: int | None
+    ) -> list[Started]:
         """One statement. Gives back those that existed, and a single one whether it did or not."""
         found = await executions.start(
             connection,
@@ -117,20 +128,23 @@ class Starter:
             delay=terms.delay,
             max_retries=terms.max_retries,
             timeout=terms.timeout,
+            token=token,
         )
         for each in found:
             if each.task_name != terms.task_name:
                 raise ExecutionAlreadyExists(each.execution_id, each.task_name, terms.task_name)
         if not found and len(chunk.ids) == 1:  # the one that existed was deleted before it could be read
-            return await self._insert(connection, terms, lane, chunk)
+            return await self._insert(connection, terms, lane, chunk, token)
         return found
 
     async def _lane(self, terms: StartTerms) -> int:
         """The number of queue and task; a missing one is made outside of the caller's transaction, so nobody waits."""
         pair = (terms.queue, terms.task_name)
         if pair not in self._lanes:
-            async with self._tables.connection(f"adding task {pair[1]!r} to queue {pair[0]!r}") as connection:
-                self._lanes |= await queue.add_lanes(connection, self._tables.schema, [pair])
+            self._lanes |= await self._tables.call(
+                f"adding task {pair[1]!r} to queue {pair[0]!r}",
+                lambda connection: queue.add_lanes(connection, self._tables.schema, [pair]),
+            )
         return self._lanes[pair]
 
     # Work that is due later is found by polling: nobody needs a hint for it.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 import asyncpg
 
@@ -16,6 +18,8 @@ from zart.postgres.pool import Database
 from zart.store.migrate import Settings, check_schema
 from zart.store.statements import quoted
 from zart.terms import CHILD_PREFIX
+
+T = TypeVar("T")
 
 
 class Tables:
@@ -35,31 +39,29 @@ class Tables:
         """A connection for one call; `doing` says in errors what failed. Raises as Database.connection."""
         return self.database.connection(doing)
 
-    def connection_for_all(self, doing: str) -> AbstractAsyncContextManager[Connection]:
-        """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""
-        return self.database.connection_for_all(doing)
+    async def call(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """As Database.call."""
+        return await self.database.call(doing, work)
 
-    @asynccontextmanager
-    async def joined(self, conn: Connection | None, doing: str) -> AsyncGenerator[Connection]:
-        """The caller's connection, whose transaction goes on afterwards; one of the pool if there is none.
+    async def write(
+        self, conn: Connection | None, doing: str, work: Callable[[Connection, int | None], Awaitable[T]]
+    ) -> T:
+        """Do `work` in the caller's transaction; without one, sent again as `call` does, with a token that tells it so.
 
         Errors of the caller's connection come as asyncpg raises them: they are about the caller's transaction.
 
         Raises:
-            InvalidArgument: it is no asyncpg connection, or not in a transaction.
+            InvalidArgument: `conn` is no asyncpg connection, or not in a transaction.
         """
-        if conn is None:
-            async with self.database.connection(doing) as connection:
-                yield connection
-            return
-        if not isinstance(conn, asyncpg.Connection):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument(
-                f"conn must be an asyncpg connection, got {type(conn).__name__}; SQLAlchemy lends its own, and other"
-                " clients call SQL functions in place of this (docs/integration.md)"
-            )
-        if not conn.is_in_transaction():
-            raise InvalidArgument("conn must be in a transaction: use it inside `async with conn.transaction():`")
-        yield conn
+        if conn is not None:
+            check_joined(conn)
+            return await work(conn, None)
+        token = secrets.randbits(63)
+        return await self.call(doing, lambda connection: work(connection, token))
+
+    def connection_for_all(self, doing: str) -> AbstractAsyncContextManager[Connection]:
+        """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""
+        return self.database.connection_for_all(doing)
 
     async def buckets(self) -> int:
         """Over how many buckets executions are spread. The first call checks the schema's version.
@@ -71,8 +73,9 @@ class Tables:
         if self._settings is None:
             async with self._asking:
                 if self._settings is None:
-                    async with self.connection("reading the schema's version") as connection:
-                        self._settings = await check_schema(connection, self.schema)
+                    self._settings = await self.call(
+                        "reading the schema's version", lambda connection: check_schema(connection, self.schema)
+                    )
         return self._settings.buckets
 
     async def buckets_of(self, execution_id: str) -> Sequence[int]:
@@ -87,6 +90,21 @@ class Tables:
             for bucket in _buckets_of(execution_id, buckets):
                 groups[bucket].append(execution_id)
         return groups
+
+
+def check_joined(conn: Connection) -> None:
+    """See that a caller's connection can be joined.
+
+    Raises:
+        InvalidArgument: it is no asyncpg connection, or not in a transaction.
+    """
+    if not isinstance(conn, asyncpg.Connection):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(
+            f"conn must be an asyncpg connection, got {type(conn).__name__}; SQLAlchemy lends its own, and other"
+            " clients call SQL functions in place of this (docs/integration.md)"
+        )
+    if not conn.is_in_transaction():
+        raise InvalidArgument("conn must be in a transaction: use it inside `async with conn.transaction():`")
 
 
 def _buckets_of(execution_id: str, buckets: int) -> Sequence[int]:

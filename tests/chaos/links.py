@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
 
 from tests.support.database import Database
 from tests.support.proxy import Proxy
@@ -32,32 +31,32 @@ class Links(Proxy):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self._place = parse_qs(urlsplit(database.dsn).query)
-        self._links: list[Link] = []
+        self._all: list[Link] = []
 
     def open(self) -> list[Link]:
         """Links that carry data, in order of age."""
-        self._links = [link for link in self._links if not all(pump.done() for pump in link.pumps)]
-        return [link for link in self._links if not link.silent.is_set()]
+        self._all = [link for link in self._all if not all(pump.done() for pump in link.pumps)]
+        return [link for link in self._all if not link.silent.is_set()]
 
     def heal(self) -> None:
         """End the links that have fallen silent."""
-        for link in self._links:
+        for link in self._all:
             if link.silent.is_set():
                 link.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server = await asyncio.open_unix_connection(f"{self._place['host'][0]}/.s.PGSQL.{self._place['port'][0]}")
+            server = await self._connect_to_server()
         except OSError:
             writer.transport.abort()
             return
         link = Link(writer, server[1], asyncio.Event())
+        self._links[link.silent] = b""
         link.pumps = (
             asyncio.create_task(self._pump(reader, server[1], link.silent, writer)),
             asyncio.create_task(self._pump(server[0], writer, link.silent)),
         )
-        self._links.append(link)
+        self._all.append(link)
         for pump in link.pumps:
             self._tasks.add(pump)
             pump.add_done_callback(self._tasks.discard)

@@ -14,9 +14,11 @@ import pytest_asyncio
 
 from tests.support.database import Database
 from tests.support.eventually import eventually
+from tests.support.proxy import Proxy
 from zart.errors import DatabaseUnreachable
 from zart.postgres import connection as module
-from zart.postgres.connection import connect, create_pool, describe
+from zart.postgres.connection import check_not_demoted, connect, create_pool
+from zart.postgres.url import describe
 
 SECRET = "s3cr3t"
 
@@ -220,3 +222,43 @@ async def test_a_pool_gives_a_connection_back_without_a_round_trip(database: Dat
 def test_a_database_is_described_without_its_user(dsn: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGHOST", raising=False)
     assert describe(dsn) == place
+
+
+# -- several hosts, and links that are watched
+
+
+async def test_a_host_that_never_answers_leaves_the_next_one_its_share_of_the_time(
+    database: Database, silent_port: int
+) -> None:
+    async with Proxy(database) as proxy:
+        there = urlsplit(proxy.database.dsn)
+        dsn = changed(proxy.database.dsn, netloc=f"postgres@127.0.0.1:{silent_port},{there.hostname}:{there.port}")
+        made = await connect(dsn, application_name="test", timeout=4)
+        assert await made.fetchval("select 1") == 1
+        await made.close()
+
+
+async def test_a_server_that_is_read_only_is_passed_over(database: Database, superuser: asyncpg.Connection) -> None:
+    name = await superuser.fetchval("select current_database()")
+    await superuser.execute(f"alter database {name} set default_transaction_read_only = on")
+    assert "no server there is a primary that takes writes" in await refusal(database.dsn)
+
+
+async def test_a_server_that_has_become_read_only_is_told_by_its_next_answer(
+    database: Database, superuser: asyncpg.Connection
+) -> None:
+    made = await connect(database.dsn, application_name="test")
+    check_not_demoted(made, "here")
+    await made.execute("set default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnreachable, match="here has become read-only"):
+        check_not_demoted(made, "here")
+    await made.close()
+
+
+async def test_the_kernel_watches_the_links(database: Database) -> None:
+    async with Proxy(database) as proxy:
+        made = await connect(proxy.database.dsn, application_name="test")
+        link = getattr(made, "_transport").get_extra_info("socket")  # noqa: B009
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_000
+        await made.close()

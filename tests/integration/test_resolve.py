@@ -189,7 +189,7 @@ async def test_a_refused_value_fails_only_its_own_execution_while_links_are_cut(
 async def test_a_link_that_falls_silent_is_given_up_and_made_again(
     database: Database, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(session, "LEAST_DEADLINE", 0.5)
+    monkeypatch.setattr(session, "STATEMENT_TIMEOUT", 0.5)
     config = WorkerConfig(lease_timeout="1s", max_concurrent_tasks=4)
     async with Proxy(database) as proxy:
         proxy.silence_next(text)

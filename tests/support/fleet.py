@@ -44,6 +44,7 @@ class Fleet:
         root: the folder that the runner imports zart from.
         log_file: gets what the runner writes on stderr, and keeps it.
         under: command that runs it, and becomes it.
+        seen_from: the database as the test reaches it, where the runner's URL is not for it.
     """
 
     database: Database
@@ -58,6 +59,7 @@ class Fleet:
     root: Path = ROOT
     log_file: Path | None = None
     under: Sequence[str] = ()
+    seen_from: Database | None = None
     process: subprocess.Popen[str] = field(init=False)
     _log: IO[str] = field(init=False)
 
@@ -129,7 +131,7 @@ class Fleet:
 
     async def workers(self) -> dict[int, int]:
         """Registered workers that live: process id by worker id."""
-        connection = await self.database.connect()
+        connection = await (self.seen_from or self.database).connect()
         rows = await connection.fetch("select distinct id, pid from zart.zart_workers where not dead")
         await connection.close()
         alive = set(self.members())

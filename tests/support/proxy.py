@@ -27,6 +27,8 @@ class Proxy:
         self._trigger = self._cutter = b""
         self._passed_on: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._links: dict[asyncio.Event, bytes] = {}  # what each client said first, by its silence
+        self._hole = False
         self.silenced = self.cut = 0
 
     async def __aenter__(self) -> Self:
@@ -59,14 +61,37 @@ class Proxy:
         """
         self._cutter, self._passed_on = text.encode(), passed_on
 
+    def open_hole(self) -> None:
+        """All links fall silent, and those that clients make from here on are taken and silent as well."""
+        self._hole = True
+        for silent in self._links:
+            silent.set()
+
+    def close_hole(self) -> None:
+        """New links pass everything on again. Those that fell silent stay so."""
+        self._hole = False
+
+    def silence_all_of(self, application_name: str) -> None:
+        """The links of clients that call themselves so fall silent."""
+        for silent, startup in self._links.items():
+            if f"\0{application_name}\0".encode() in startup:
+                silent.set()
+                self.silenced += 1
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        place = parse_qs(urlsplit(self._behind.dsn).query)
-        server = await asyncio.open_unix_connection(f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}")
         silent = asyncio.Event()
+        if self._hole:
+            silent.set()
+        server = await self._connect_to_server()
+        self._links[silent] = b""
         for pump in (self._pump(reader, server[1], silent, writer), self._pump(server[0], writer, silent)):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _connect_to_server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        place = parse_qs(urlsplit(self._behind.dsn).query)
+        return await asyncio.open_unix_connection(f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}")
 
     async def _pump(
         self,
@@ -79,6 +104,8 @@ class Proxy:
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await source.read(CHUNK):
+                    if client is not None and not self._links[silent]:
+                        self._links[silent] = data
                     if client is not None and self._cutter and self._cutter in data:
                         passed_on, self._cutter = self._passed_on, b""
                         self.cut += 1

@@ -24,6 +24,7 @@ from zart.errors import NotInBody, NotInExecution, NotInStep, SerializationError
 from zart.metrics import STEP_RETRIES, STEPS_FAILED
 from zart.model import ExecutionInfo, Kind
 from zart.postgres.connection import Connection
+from zart.postgres.sqlstate import Fault, classify
 
 if TYPE_CHECKING:
     from zart.engine.children import Child
@@ -36,6 +37,9 @@ TRX_BELONGS = "call it in an `async def` step that is awaited in the body, whose
 
 # Before a try is run again that lost against another transaction: doubled each time, less up to a half by chance.
 FIRST_RERUN_AFTER, LAST_RERUN_AFTER = 0.01, 1.0
+
+# A try whose transaction was lost with its connection so often in a row is held to be the cause of that.
+MOST_LOSSES = 5
 
 # The step that runs inside of another one here.
 _inline: ContextVar[str | None] = ContextVar("zart_inline_step", default=None)
@@ -52,12 +56,13 @@ class StepRun:
         attempt: number of the try under way in this pass of the execution, 0-based.
         number: its number in the journal, which goes on over execution retries.
         transaction: what the try under way has asked for; once the step is done, what its checkpoint was committed in.
+        losses: how often this try has lost its transaction with the connection.
         trying: a try is under way.
     """
 
     __slots__ = (
-        "attempt", "began", "call", "key", "name", "number", "time_limit", "transaction", "tries", "try_limit",
-        "trying", "turn",
+        "attempt", "began", "call", "key", "losses", "name", "number", "time_limit", "transaction", "tries",
+        "try_limit", "trying", "turn",
     )  # fmt: skip
 
     def __init__(self, turn: Turn, call: StepInvocation, name: str, key: int, tries: FailedTries | None) -> None:
@@ -69,7 +74,7 @@ class StepRun:
         self.time_limit: float | None = None
         self.try_limit: float | None = None
         self.transaction: Transaction | None = None
-        self.trying = True
+        self.trying, self.losses = True, 0
 
     # -- tries
 
@@ -95,7 +100,7 @@ class StepRun:
                 await self._after_failure(error)
                 self.attempt += 1
                 self.number += 1
-                self.try_limit, reruns = None, 0
+                self.try_limit, reruns, self.losses = None, 0, 0
             self.began, self.trying = perf_counter(), True
             if monotonic_ns() > self.turn.host.sure_until[self.turn.bucket]:
                 await self.turn.host.make_sure(self.turn)
@@ -237,8 +242,9 @@ class StepRun:
             self.transaction.drop()
             return False
         try:
+            run_again = is_run_again(error) or self._has_lost(self.transaction, error)
             await self._roll_back()
-            if not is_run_again(error):
+            if not run_again:
                 return False
             self._let_stop_through(error)
             await self._rest(min(FIRST_RERUN_AFTER * 2**reruns, LAST_RERUN_AFTER) * random.uniform(0.5, 1))
@@ -246,6 +252,15 @@ class StepRun:
             self._let_stop_through(cancelled)
             raise
         return True
+
+    def _has_lost(self, transaction: Transaction, error: BaseException) -> bool:
+        """Whether the try failed because its connection is gone: so its code is not to blame, unless that recurs."""
+        own = not isinstance(error, Exception) or isinstance(error, OutOfTime)
+        decided = failure.is_declared(error, self.call.spec.raises) and classify(error) is not Fault.LOST
+        if own or decided or not transaction.was_lost():
+            return False
+        self.losses += 1
+        return self.losses <= MOST_LOSSES
 
     async def _roll_back(self) -> None:
         transaction, self.transaction = self.transaction, None

@@ -16,7 +16,7 @@ from zart.engine.polling import AT_ONCE, LEAST_INTERVAL, Pace, Presence
 from zart.engine.seclusion import Seclusion
 from zart.engine.takeover import Takeover
 from zart.metrics import EXECUTIONS_CLAIMED, TICKS, Place, total
-from zart.postgres.connection import Connection
+from zart.postgres.connection import Connection, check_not_demoted
 from zart.store import journal, queue, workers
 from zart.store.workers import WorkerLease
 
@@ -94,6 +94,7 @@ class Attendant:
                 await self._poll(connection, buckets)
             if now >= self._signals_at:
                 await self._deliver_signals(connection, buckets)
+            check_not_demoted(connection, "the database")
             await self._pause(bool(takers))
 
     async def _advance_takeovers(self, connection: Connection) -> None:

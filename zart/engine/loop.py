@@ -32,6 +32,7 @@ from zart.engine.turn import Turn
 from zart.errors import DatabaseError
 from zart.metrics import ALONE, ASKED, CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
 from zart.model import Verb
+from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import journal, queue, workers
 
@@ -68,6 +69,7 @@ class WorkerLoop:
         worker_id: int,
         host: str | None = None,
     ) -> None:
+        self._opening: asyncio.Future[None] | None = None
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
         self.max_result_bytes = config.max_result_bytes
@@ -112,13 +114,14 @@ class WorkerLoop:
             DatabaseError: the database cannot serve this worker.
         """
         self._loop = asyncio.get_running_loop()
-        await self._session.open()
+        if not await self._open():
+            return
         self.sure_until = [0] * self._session.buckets
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
-        self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt)
+        self.transactions = Transactions(self._session, self.config, self._lose)
+        self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt, self.transactions.leave_server)
         self._loader = Loader(self._session, self.rows, self.registry, self._queues, self.config, self._resolver.lose)
-        self.transactions = Transactions(self._session, self.config, self._resolver.lose)
         self.wake()
         follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
@@ -142,6 +145,20 @@ class WorkerLoop:
             await self.transactions.close()
             await self._session.close()
 
+    async def _open(self) -> bool:
+        """Register, however long the database is away. False when it was told to stop meanwhile."""
+        if self._draining:
+            return False
+        self._opening = asyncio.ensure_future(self._session.open())
+        try:
+            await self._opening
+        except asyncio.CancelledError:
+            if not self._draining:
+                self._opening.cancel()
+                raise
+            return False
+        return True
+
     def wake(self) -> None:
         """There may be work: look for it in every bucket."""
         self._woken += 1
@@ -156,6 +173,8 @@ class WorkerLoop:
         self.place.draining = 1
         for turn in list(self.turns.values()):
             turn.hand_back()
+        if not self._running and self._opening is not None:
+            self._opening.cancel()
         if self._running:
             last_ticks = min(LAST_TICKS, self.config.shutdown_seconds / 5)
             self._loop.call_later(self.config.shutdown_seconds - last_ticks, self._stop_now)
@@ -186,6 +205,7 @@ class WorkerLoop:
                 await self._tick()
                 await self._loader.begin_all(draining=self._draining)
                 await self._between_ticks()
+                check_not_demoted(self._session.connection, "the database")
             except Exception as error:
                 await self._recover(error)
 
@@ -193,7 +213,7 @@ class WorkerLoop:
         """After a failed statement between ticks: all of them may be sent again."""
         fault = classify(error)
         if fault is Fault.LOST:
-            await self._resolver.renew(Batch(0))
+            await self._resolver.renew(Batch(0), error)
         elif fault is Fault.RETRY:
             await asyncio.sleep(BEAT)
         else:
@@ -288,6 +308,9 @@ class WorkerLoop:
             self._alone = self.turns[answer.claims[0].id]
             self._alone.apart, self.place.alone = True, ALONE
             self.place.note_step("")
+
+    def _lose(self, turn: Turn) -> None:
+        self._resolver.lose(turn)
 
     def _hold(self, turn: Turn) -> None:
         before = self.turns.get(turn.id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -33,7 +33,7 @@ from zart.metrics import (
     PARKED,
 )
 from zart.model import Kind, StoredStatus, Verb
-from zart.postgres.sqlstate import Fault, classify
+from zart.postgres.sqlstate import Fault, classify, is_silence
 from zart.store import queue
 
 log = logging.getLogger("zart.engine")
@@ -46,13 +46,15 @@ FAILURES_TOLD = 5  # a second
 class Resolver:
     """Sends batches and settles what became of them.
 
-    `turns` are the turns this worker holds, by id; `adopt` takes in claims that the database says are held here.
+    `turns` are the turns this worker holds, by id; `adopt` takes in claims that the database says are held here;
+    `leave_server` ends other connections to a server that is of no use any more.
     """
 
     session: Session
     ticker: Ticker
     turns: dict[int, Turn]
     adopt: Callable[[Sequence[Held]], None]
+    leave_server: Callable[[], Awaitable[None]]
     _failures: FailureLog = field(default_factory=lambda: FailureLog(), init=False)
 
     async def commit(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer | None:
@@ -70,7 +72,7 @@ class Resolver:
                 if fault is Fault.BUG:
                     raise
                 if fault is Fault.LOST:
-                    await self.renew(batch)
+                    await self.renew(batch, error)
                     return None
                 if fault is Fault.DATA:
                     await self._halve(batch, error)
@@ -91,16 +93,25 @@ class Resolver:
             # The tick is committed and must not be sent again; whatever failed here, the fresh identity asks anew.
             if self._note(error) is Fault.BUG:
                 raise
-            await self.renew(batch)
+            await self.renew(batch, error)
             return None
         return answer
 
-    async def renew(self, batch: Batch) -> None:
-        """Find out what became of a tick without an answer, and of all claims, under a fresh identity."""
+    async def renew(self, batch: Batch, error: Exception | None = None) -> None:
+        """Find out what became of a tick without an answer, and of all claims, under a fresh identity.
+
+        Args:
+            error: how the connection was lost; None: it was not.
+        """
         backoff = FIRST_BACKOFF
+        if error is not None and is_silence(error):
+            await self.leave_server()
         while True:
             log.warning("worker %d begins anew under another id", self.session.worker_id)
-            held = await self.session.renew()
+            held, same_history = await self.session.renew()
+            if not same_history:
+                await self._forget_all(held)
+                return
             try:
                 await self._compare(batch, held)
             except Exception as error:
@@ -239,6 +250,15 @@ class Resolver:
         )
         known = {(turn.id, turn.epoch) for turn in self.turns.values()}
         self.adopt([claim for claim in held if (claim.id, claim.epoch) not in known])
+
+    async def _forget_all(self, held: Sequence[Held]) -> None:
+        """The server's history is another one: what turns here know of may not be part of it. They begin anew."""
+        log.warning("another server has become the primary; all turns begin anew from what it has kept")
+        for turn in list(self.turns.values()):
+            self.lose(turn)
+        self.ticker.forget()
+        await self.leave_server()
+        self.adopt(held)
 
     async def _finished(self, bucket: int, endings: Sequence[VerbRow]) -> set[int]:
         """Executions whose stored ending is the one sent here: it carries this turn's epoch."""

@@ -18,19 +18,16 @@ from dataclasses import dataclass
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.errors import DatabaseError, DatabaseUnreachable
 from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
-from zart.postgres.connection import connect
+from zart.postgres.connection import RECONNECT_TIMEOUT, STATEMENT_TIMEOUT, connect
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import workers
 from zart.store.migrate import check_schema
 
 log = logging.getLogger("zart.engine")
 
-# Statements take milliseconds; one that takes a whole lease, or this long, is on a connection that is gone.
-LEAST_DEADLINE = 5.0
-
-FIRST_BACKOFF, LAST_BACKOFF = 0.05, 2.0
+REGISTER_TIMEOUT = 30.0  # in all buckets; a backend of the old identity may have to be ended in each
+FIRST_BACKOFF, LAST_BACKOFF = 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,8 @@ class Session:
         worker_id: the identity now.
         buckets: how many buckets the schema has.
         lost: the connection is gone, and the next one not yet registered.
+        timeline: of the server's history, as it was at the last registration; another one is that of a replica that
+            was promoted, and what was kept last may not be there.
     """
 
     connection: asyncpg.Connection
@@ -77,50 +76,55 @@ class Session:
         self.dsn, self.schema, self.config, self.place = dsn, schema, config, place
         self.worker_id, self.task_names = worker_id, list(task_names)
         self.host = host or socket.gethostname()
-        self.buckets, self.lost = 1, False
+        self.buckets, self.lost = 1, True
+        self.timeline = self._found_timeline = ""
 
     async def open(self) -> None:
-        """Connect, check the schema, register in every bucket.
+        """Connect, check the schema, register in every bucket; waits for a database that cannot be reached.
 
         Raises:
             DatabaseError: the database cannot serve this worker.
         """
         self.place.worker_id = self.worker_id
-        try:
-            await self._connect()
-            await self._register(workers.NOBODY)
-        except Exception as error:
-            if isinstance(error, DatabaseError) or classify(error) is not Fault.LOST:
-                raise
-            raise DatabaseUnreachable("the connection was lost while the worker registered; try again") from error
+        await self._until_registered(workers.NOBODY)
 
-    async def renew(self) -> list[Held]:
+    async def renew(self) -> tuple[list[Held], bool]:
         """A fresh connection under a new identity, however long it takes; what the old one holds comes along.
 
         The new id stays the same from try to try: registering again under it is harmless, and its answer is complete.
+
+        Returns:
+            All that is held; and whether the server's history is still the one that the turns here are part of.
         """
-        old, backoff = self.worker_id, FIRST_BACKOFF
+        old, timeline = self.worker_id, self.timeline
         self.lost = True
         self.connection.terminate()
         self.place.previous_id, self.worker_id = old, new_worker_id()
         self.place.worker_id = self.worker_id
+        held = await self._until_registered(old)
+        self.place.previous_id = workers.NOBODY
+        self.place.add(RECONNECTS)
+        return held, self.timeline == timeline
+
+    async def _until_registered(self, old: int) -> list[Held]:
+        """Connect and register, again and again while that may help. The answer is all that is held."""
+        backoff, told = FIRST_BACKOFF, ""
         while True:
             try:
                 await self._connect()
                 held = await self._register(old)
             except Exception as error:
-                if not isinstance(error, DatabaseUnreachable) and classify(error) not in (Fault.LOST, Fault.RETRY):
+                if classify(error) not in (Fault.LOST, Fault.RETRY):
                     raise
                 self.place.add(DATABASE_ERRORS)
-                log.warning("worker cannot register yet, next try in %.2f s: %s", backoff, error)
-                self.connection.terminate()
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, LAST_BACKOFF)
+                if str(error) != told:
+                    log.warning("worker cannot register yet, trying again: %s", error)
+                told = str(error)
             else:
-                self.lost = False
-                self.place.previous_id = workers.NOBODY
-                self.place.add(RECONNECTS)
+                self.lost, self.timeline = False, self._found_timeline
                 return held
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, LAST_BACKOFF)
 
     async def check_schema(self) -> None:
         """Raise what is wrong with the schema, if the connection still tells.
@@ -148,13 +152,14 @@ class Session:
         connection = await connect(
             self.dsn,
             application_name="zart worker",
-            timeout=10.0,
-            command_timeout=max(LEAST_DEADLINE, self.config.lease_seconds),
+            timeout=RECONNECT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT,
             prepared_statements=self.config.prepared_statements,
         )
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(STATEMENT_TIMEOUT):
                 self.buckets = (await check_schema(connection, self.schema)).buckets
+                self._found_timeline = await workers.read_timeline(connection, self.schema)
         except BaseException:
             connection.terminate()
             raise
@@ -163,9 +168,13 @@ class Session:
     async def _register(self, old: int) -> list[Held]:
         """Register in every bucket, as the heir of an earlier identity. The answer is all that is held."""
         held: list[Held] = []
-        async with asyncio.timeout(30):
-            for bucket in range(self.buckets):
-                held += await self._take_from(bucket, old)
+        try:
+            async with asyncio.timeout(REGISTER_TIMEOUT):
+                for bucket in range(self.buckets):
+                    held += await self._take_from(bucket, old)
+        except BaseException:
+            self.connection.terminate()
+            raise
         self.place.ready = 1
         return held
 

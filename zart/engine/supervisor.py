@@ -22,16 +22,22 @@ from zart.engine.takeover import Takeover
 from zart.errors import DatabaseError
 from zart.log import logger
 from zart.metrics import Place
-from zart.postgres.connection import ServerConnection, connect
+from zart.postgres.connection import (
+    RECONNECT_TIMEOUT,
+    STATEMENT_TIMEOUT,
+    ServerConnection,
+    check_not_demoted,
+    connect,
+)
 from zart.postgres.sqlstate import Fault, classify
+from zart.postgres.url import describe
 from zart.store import workers
 from zart.store.migrate import check_schema
 
 _FIRST_BACKOFF: Final = 0.05
-_LAST_BACKOFF: Final = 3.0
+_LAST_BACKOFF: Final = 1.0
 _LIVED: Final = 5.0
-_LISTEN_CHECK: Final = 15.0  # a dead link that nobody writes to is never noticed
-_LEAST_DEADLINE: Final = 5.0
+_LISTEN_CHECK: Final = 5.0  # a dead link that nobody writes to is never noticed
 _NO_HINTS: Final = (
     "the %s leads through a pooler, where nobody can listen for hints: ready work is found by polling, within %g s; a"
     " listen_url (--listen-url) that leads to the PostgreSQL server itself makes that faster"
@@ -56,7 +62,7 @@ class Supervisor:
         self._dsn, self._schema, self._config, self._places = dsn, schema, config, places
         self._interval = config.lease_seconds / 3
         self._pulse = Pulse()
-        self._attendant = Attendant(schema, config, places, wake)
+        self._wake, self._attendant = wake, Attendant(schema, config, places, wake)
         self._buckets, self._knows_buckets = 0, asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -129,7 +135,8 @@ class Supervisor:
         connection = await connect(
             (self._config.listen_url if name == "listen" else None) or self._dsn,
             application_name=f"zart {name}",
-            command_timeout=max(_LEAST_DEADLINE, self._config.lease_seconds),
+            timeout=RECONNECT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT,
             prepared_statements=self._config.prepared_statements,
         )
         try:
@@ -156,7 +163,12 @@ class Supervisor:
             await asyncio.sleep(max(0.0, min(until_renewal, observer.patience(leases))))
 
     async def _attend(self, connection: ServerConnection, buckets: int) -> None:
-        await self._attendant.attend(connection, buckets)
+        try:
+            await self._attendant.attend(connection, buckets)
+        except Exception:
+            for index in range(len(self._places)):  # they may have lost theirs as well, and the idle do not know
+                self._wake(index)
+            raise
 
     async def _listen(self, connection: ServerConnection, _: int) -> None:
         if connection.pooled:
@@ -165,9 +177,14 @@ class Supervisor:
             await asyncio.Event().wait()
         await connection.add_listener(workers.channel(self._schema), self._on_hint)
         self._attendant.hint()  # what was sent while nobody listened
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
         while not connection.is_closed():
-            await asyncio.sleep(_LISTEN_CHECK)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LISTEN_CHECK):
+                    await lost.wait()
             await connection.execute("select")
+            check_not_demoted(connection, describe(self._dsn))
 
     def _on_hint(self, *_: object) -> None:
         self._attendant.hint()

@@ -26,6 +26,9 @@ log = logging.getLogger("zart.engine")
 BUSY_PAUSE, LONGEST_BUSY_PAUSE = 0.02, 1.0
 LARGE = 64 * 1024
 
+# A tick that only claims: the first word after idleness, often on a link that has died meanwhile.
+CLAIM_TIMEOUT = 3.0
+
 # Past the Python function that a named tuple's own __new__ is: half the time.
 _new_row: Callable[[type[CheckpointRow], tuple[Any, ...]], CheckpointRow]
 _new_row = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -166,6 +169,10 @@ class Ticker:
         again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
         self._loop.call_later(pause, self.put_back, again)
 
+    def forget(self) -> None:
+        """Drop all that waits."""
+        self._waiting.clear()
+
     def take(self, bucket: int) -> Batch:
         """Take out what the next tick of this bucket carries."""
         waiting = self.waiting_for(bucket)
@@ -183,8 +190,15 @@ class Ticker:
     async def send(self, batch: Batch, lanes: Sequence[int], limit: int) -> TickAnswer:
         """One tick, one round trip. Errors are the driver's; what they mean is `resolve`'s business."""
         began = perf_counter()
+        columns = batch.columns(self._loop.time())
         rows: list[Any] = await self._session.connection.fetch(
-            self._sql, batch.bucket, self._session.worker_id, *batch.columns(self._loop.time()), lanes, limit
+            self._sql,
+            batch.bucket,
+            self._session.worker_id,
+            *columns,
+            lanes,
+            limit,
+            timeout=None if len(batch) else CLAIM_TIMEOUT,
         )
         place = self._place
         place.observe(TICK_DURATION, perf_counter() - began)

@@ -20,9 +20,9 @@ import asyncpg
 from zart.config import WorkerConfig
 from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.session import FIRST_BACKOFF, LAST_BACKOFF, Session
-from zart.errors import DatabaseUnreachable, SerializationError, TransactionMisused
+from zart.errors import SerializationError, TransactionMisused
 from zart.metrics import DATABASE_ERRORS
-from zart.postgres.connection import Connection
+from zart.postgres.connection import Connection, check_not_demoted
 from zart.postgres.lending import DEADLINE, Lender, Loan
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import queue
@@ -111,6 +111,10 @@ class Transaction:
         self._loan = loan
         return loan.connection
 
+    def was_lost(self) -> bool:
+        """Whether its connection is gone, and not by the step's hand."""
+        return self._loan is not None and self._loan.raw.is_closed() and not self._loan.raw.closed_by_hand
+
     async def commit(self, row: Row) -> None:
         """Commit with the checkpoint. When it is cancelled, what was begun still comes to its end.
 
@@ -181,6 +185,7 @@ class Transactions:
             async with asyncio.timeout(DEADLINE):
                 await loan.raw.transaction().start()
                 await begin_trx(loan.raw, self._session.schema, DEADLINE)
+            check_not_demoted(loan.raw, "the database")
         except BaseException:
             loan.raw.terminate()
             raise
@@ -193,7 +198,7 @@ class Transactions:
         """
         try:
             _check_in_transaction(loan, row)
-            worker = await self._registered()
+            worker = await self._registered_for(row.turn)
             fenced = await self._fence(loan, row, worker)
             if not fenced.stored:
                 return await self._what_stands(loan, row, worker, fenced)
@@ -218,16 +223,26 @@ class Transactions:
         ending.add_done_callback(self._endings.discard)
         await asyncio.shield(ending)
 
+    async def leave_server(self) -> None:
+        """Close all connections: what is under way fails as when they are lost, and is run again."""
+        await self._lender.drop()
+
     async def close(self) -> None:
         """End everything."""
         await self._lender.close()
 
     # -- parts of a commit
 
-    async def _registered(self) -> int:
-        """The worker's id, when it is one under which the claims are held."""
+    async def _registered_for(self, turn: Turn) -> int:
+        """The worker's id, when it is one under which the claim is held.
+
+        Raises:
+            Suspended: the turn is lost; its claim may be held again, but by another turn.
+        """
         while self._session.lost:  # noqa: ASYNC110 - it says nothing when it has come back
             await asyncio.sleep(REGISTERED_CHECKED_EVERY)
+        if turn.is_lost():
+            raise turn.suspended()
         return self._session.worker_id
 
     async def _fence(self, loan: Loan, row: Row, worker: int) -> Fenced:
@@ -310,7 +325,7 @@ class Transactions:
         while not row.turn.is_interrupted():
             loan = await self.begin()
             try:
-                worker = await self._registered()
+                worker = await self._registered_for(row.turn)
                 fenced = await self._fence(loan, row, worker)
                 return await self._what_stands(loan, row, worker, fenced)
             except _Renamed:
@@ -353,4 +368,4 @@ def _let_go(task: asyncio.Future[Checkpoint | None]) -> None:
 
 
 def _may_pass(error: Exception) -> bool:
-    return isinstance(error, DatabaseUnreachable) or classify(error) in (Fault.LOST, Fault.RETRY)
+    return classify(error) in (Fault.LOST, Fault.RETRY)

@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL: made with a deadline, checked once, refused with one clear line.
+"""Connections to PostgreSQL: made with a deadline, checked, watched by the kernel, refused with one clear line.
+
+Each is made from the URL alone: names of hosts are looked up every time, and no address is kept.
 
 No message made here holds a password: a database URL is never printed, only the host, port and database it names.
 """
@@ -11,14 +13,14 @@ import re
 import secrets
 import socket
 import ssl
-import urllib.parse
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
 
 from zart.errors import DatabaseUnreachable
+from zart.postgres.url import URL_SHAPE, describe, hosts_of, missing_files
 
 Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 """An asyncpg connection, or one taken out of an asyncpg pool."""
@@ -26,15 +28,22 @@ Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 CONNECT_TIMEOUT = 10.0
 OLDEST_SERVER = 14
 
+# What keeps a connection open (a worker, its supervisor) tries often rather than long, and gives up a statement without
+# an answer in time to be back at work within 10 s of the end of the trouble. Healthy ones take milliseconds.
+RECONNECT_TIMEOUT = 5.0
+STATEMENT_TIMEOUT = 7.0
+
+# When nothing comes from the other end, the kernel asks whether it is there, and takes none of its answers for a no:
+# that also ends connections on which nobody waits, and those of statements that may take long.
+_PROBE_AFTER, _PROBE_EVERY, _GIVE_UP_AFTER = 3, 1, 7  # seconds
+
 _STATEMENT_CACHE = 200
-_URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-_FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 # What asyncpg says of an option, without the value it got: "`sslmode` parameter must be one of: disable, allow".
 _OPTION = re.compile(r"`?(\w+)`? (?:parameter must be|is expected to be)(?: one of: ([\w, -]+)$)?")
-_CHECK = (
-    "select current_setting('default_transaction_isolation') as isolation, pg_is_in_recovery() as standby,"
-    " pg_backend_pid() as backend"
-)
+_CHECK = """
+    select current_setting('default_transaction_isolation') as isolation, pg_backend_pid() as backend,
+        pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as read_only
+"""
 
 # Databases reached through a pooler, by URL: the first connection of the process finds out.
 _pooled: set[str] = set()
@@ -66,6 +75,8 @@ async def connect(
 ) -> ServerConnection:
     """Connect to a primary server that can serve zart; of several hosts, to the first that is one.
 
+    A host that does not answer takes no other one's share of the time.
+
     Args:
         dsn: `postgresql://user:password@host:port/database`; what it leaves out comes from the PG* variables.
         application_name: how the connection shows in pg_stat_activity.
@@ -82,17 +93,18 @@ async def connect(
         async with asyncio.timeout(timeout):
             while True:
                 keeps = dsn not in _pooled if prepared_statements is None else prepared_statements
-                connection: ServerConnection = await asyncpg.connect(
+                connection: ServerConnection = await _connect_to_first(
                     dsn,
-                    timeout=timeout,
+                    timeout,
                     command_timeout=command_timeout,
                     statement_cache_size=_STATEMENT_CACHE if keeps else 0,
                     max_cached_statement_lifetime=0,
                     server_settings={"application_name": application_name},
                     connection_class=kind,
-                    target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
+                    target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.read_write,
                 )
                 try:
+                    _watch(connection)
                     await _check_server(connection, place)
                 except BaseException:
                     connection.terminate()
@@ -145,43 +157,56 @@ async def create_pool(
         raise
 
 
-def describe(dsn: str) -> str:
-    """Which database a URL names, for messages: `database 'app' at db.example.com:5432`, without user or options.
+def is_demoted(connection: Connection) -> bool:
+    """Whether the server has become read-only, as it told with its last answer; PostgreSQL 14 and later do."""
+    settings: Any = connection.get_settings()
+    told = (getattr(settings, "default_transaction_read_only", "off"), getattr(settings, "in_hot_standby", "off"))
+    return "on" in told
+
+
+def check_not_demoted(connection: Connection, place: str) -> None:
+    """See that the server is the primary still.
 
     Raises:
-        DatabaseUnreachable: it is no PostgreSQL URL. No part of it is quoted, since any part may be the password.
+        DatabaseUnreachable: it has become read-only.
     """
-    parts = _parse(dsn)
-    if parts is None:
-        raise DatabaseUnreachable(
-            f"the database URL cannot be read; write it as {_URL_SHAPE}"
-            " and percent-encode special characters in the password (@ is %40, / is %2F, # is %23)"
-        )
-    options = dict(urllib.parse.parse_qsl(parts.query))
-    host = parts.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST") or "this machine"
-    database = parts.path[1:] or options.get("dbname") or options.get("database")
-    name = f"database {urllib.parse.unquote(database)!r}" if database else "the database"
-    return f"{name} at {urllib.parse.unquote(host)}"
+    if is_demoted(connection):
+        raise DatabaseUnreachable(f"{place} has become read-only; another server is the primary")
 
 
-def _parse(dsn: str) -> urllib.parse.SplitResult | None:
-    """The parts of a URL in which every part is what it seems to be, else None.
+async def _connect_to_first(dsn: str, timeout: float, **options: Any) -> Any:
+    """A connection to the first of the hosts that will do, each having its share of the time.
 
-    An unescaped character in a password moves its rest into the host, the database or the options, and from
-    there into messages: such a URL is not one.
+    Raises: as asyncpg.connect, of the last host that there was an answer from, if there was any.
     """
-    if not dsn.startswith(("postgresql://", "postgres://")) or not dsn.isprintable():
-        return None
-    try:
-        parts = urllib.parse.urlsplit(dsn)
-        urllib.parse.parse_qs(parts.query, strict_parsing=bool(parts.query))
-        hosts = parts.netloc.rpartition("@")[2].split(",")
-        ports = [host.rpartition(":")[2] for host in hosts if ":" in host.rpartition("]")[2]]
-    except ValueError:
-        return None
-    astray = parts.netloc.count("@") > 1 or "@" in parts.path or "@" in parts.query or "#" in dsn
-    wrong_port = any(not port.isdecimal() or int(port) > 65_535 for port in ports)
-    return None if astray or wrong_port else parts
+    hosts = hosts_of(dsn)
+    if len(hosts) < 2:
+        return await asyncpg.connect(dsn, timeout=timeout, **options)
+    told: Exception | None = None
+    for host, port in hosts:
+        try:
+            return await asyncpg.connect(dsn, host=host, port=port, timeout=timeout / len(hosts), **options)
+        except (OSError, asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched) as error:
+            told = error if told is None or not isinstance(error, TimeoutError) else told
+    assert told is not None
+    raise told
+
+
+def _watch(connection: asyncpg.Connection) -> None:
+    """Have the kernel end the connection when the other end is silent for too long."""
+    transport: asyncio.Transport = getattr(connection, "_transport")  # noqa: B009 - asyncpg gives no public way to it
+    link = transport.get_extra_info("socket")
+    if link is None or link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _PROBE_AFTER),
+        ("TCP_KEEPINTVL", _PROBE_EVERY),
+        ("TCP_KEEPCNT", _GIVE_UP_AFTER - _PROBE_AFTER),
+        ("TCP_USER_TIMEOUT", _GIVE_UP_AFTER * 1000),
+    ):
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _check_server(connection: ServerConnection, place: str) -> None:
@@ -198,7 +223,7 @@ async def _check_server(connection: ServerConnection, place: str) -> None:
     found = await check.fetchrow()
     assert found is not None
     connection.pooled = found["backend"] != connection.get_server_pid()
-    if found["standby"]:
+    if found["read_only"]:
         raise DatabaseUnreachable(f"{place} is a read-only standby; name the primary server")
     if found["isolation"] != "read committed":
         raise DatabaseUnreachable(
@@ -219,14 +244,14 @@ def _reason(error: Exception, dsn: str, timeout: float) -> str:
         case asyncpg.TooManyConnectionsError():
             return f"{_first_line(error)}; raise max_connections or run fewer workers"
         case asyncpg.TargetServerAttributeNotMatched():
-            return "no server there is a primary; name the primary server"
+            return "no server there is a primary that takes writes; name the primary server"
         case asyncpg.CannotConnectNowError():
             return f"{_first_line(error)}; try again when it is up"
         case socket.gaierror():
             return "the host name is unknown; check the database URL"
         case ssl.SSLError() | ssl.CertificateError():
             return f"TLS failed ({_first_line(error)}); check sslmode and the certificates"
-        case FileNotFoundError() if missing := _missing_files(dsn):
+        case FileNotFoundError() if missing := missing_files(dsn):
             return f"the file that option {missing[0]} names is not there; correct it in the database URL"
         case FileNotFoundError():
             return "there is no server socket; is the server running?"
@@ -236,15 +261,9 @@ def _reason(error: Exception, dsn: str, timeout: float) -> str:
             allowed = f"it must be one of {option[2]}" if option[2] else "correct it in the database URL"
             return f"option {option[1]} cannot be used; {allowed}"
         case asyncpg.ClientConfigurationError() | ValueError():
-            return f"the database URL cannot be used; write it as {_URL_SHAPE} with options of libpq"
+            return f"the database URL cannot be used; write it as {URL_SHAPE} with options of libpq"
         case _:
             return _first_line(error)
-
-
-def _missing_files(dsn: str) -> list[str]:
-    """The options of a URL that name a file which does not exist."""
-    options = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dsn).query))
-    return [name for name in _FILE_OPTIONS if name in options and not os.path.exists(options[name])]
 
 
 def _of_the_network(error: OSError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -63,6 +63,10 @@ class LentConnection(ServerConnection):
         self.closed_by_hand = True
         super().terminate()
 
+    def drop(self) -> None:
+        """Close at once, not by the borrower's hand."""
+        super().terminate()
+
     async def set_type_codec(self, *args: Any, **keywords: Any) -> None:
         self.altered = True
         await super().set_type_codec(*args, **keywords)
@@ -93,6 +97,7 @@ class Lender:
         self.closed = False
         self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool | None = None
+        self._out: set[LentConnection] = set()
 
     async def lend(self) -> Loan:
         """A connection without an open transaction, as if it were just made.
@@ -104,11 +109,20 @@ class Lender:
         if self.closed:
             raise asyncpg.InterfaceError("the pool is closed")
         connection = await (self._pool or await self._open()).acquire()
-        raw: Any = connection
-        return Loan(connection, raw.itself)
+        raw: LentConnection = cast(Any, connection).itself
+        self._out.add(raw)
+        return Loan(connection, raw)
+
+    async def drop(self) -> None:
+        """Close the connections on loan at once, and those that are not before they are lent again."""
+        if self._pool is not None:
+            await self._pool.expire_connections()
+        for raw in list(self._out):
+            raw.drop()
 
     async def take_back(self, loan: Loan) -> None:
         """Roll back what is open, make the connection as good as new, or drop it."""
+        self._out.discard(loan.raw)
         try:
             if loan.raw.altered:
                 loan.raw.terminate()

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import asyncpg
 
 from zart.errors import DatabaseError, DatabaseUnreachable, InvalidArgument, SchemaMissing, ZartError
-from zart.postgres.connection import CONNECT_TIMEOUT, Connection, create_pool, describe
+from zart.postgres.connection import CONNECT_TIMEOUT, Connection, create_pool, is_demoted
 from zart.postgres.sqlstate import Fault, classify
+from zart.postgres.url import describe
 
 # Longer than any call of a healthy database, shorter than anyone's patience.
 CALL_TIMEOUT = 30.0
+
+# Of a call that may be sent again: how long one try may take, and the pauses in between.
+TRY_TIMEOUT = 10.0
+FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
+
+T = TypeVar("T")
 
 _MISSING = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
 
@@ -65,6 +73,27 @@ class Database:
         except TimeoutError:
             self._pool.terminate()
 
+    async def call(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do `work` on a connection; again, on another one, while the database is away or its answer was lost.
+
+        Args:
+            doing: as for `connection`.
+            work: what comes to the same end however often it is done; a token tells it what it has done already.
+
+        Raises: as `connection`; DatabaseUnreachable when it could not be done for CALL_TIMEOUT.
+        """
+        clock, pause = asyncio.get_running_loop().time, FIRST_PAUSE
+        give_up = clock() + CALL_TIMEOUT
+        while True:
+            try:
+                async with self.connection(doing) as connection:
+                    return await _in_time(connection, work)
+            except DatabaseUnreachable:
+                if clock() + pause + TRY_TIMEOUT > give_up:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
     @asynccontextmanager
     async def connection(self, doing: str) -> AsyncGenerator[Connection]:
         """A connection for one call. `doing` says in errors what failed: "starting execution 'a'".
@@ -98,9 +127,29 @@ class Database:
         async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
             try:
                 yield connection
-            except (TimeoutError, asyncio.CancelledError):
-                connection.terminate()  # its cancel request may come late, and would hit the next call
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) or classify(error) is Fault.LOST:
+                    connection.terminate()  # a cancel request may come late, and would hit the next call
                 raise
+            if is_demoted(connection):
+                connection.terminate()
+
+
+async def _in_time(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do `work`, and close the connection if that takes too long: a transaction must not wait for its rollback then.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    late = asyncio.get_running_loop().call_later(TRY_TIMEOUT, connection.terminate)
+    try:
+        return await work(connection)
+    except Exception as error:
+        if connection.is_closed() and asyncio.get_running_loop().time() >= late.when():
+            raise TimeoutError from error
+        raise
+    finally:
+        late.cancel()
 
 
 @contextmanager
@@ -118,7 +167,7 @@ def _translate(error: Exception, doing: str, place: str) -> Exception:
     text = str(error.args[0]) if isinstance(error, asyncpg.PostgresError) and error.args else type(error).__name__
     match classify(error):
         case Fault.LOST if isinstance(error, TimeoutError):
-            return DatabaseUnreachable(f"{place} did not answer within {CALL_TIMEOUT:g} s while {doing}; try again")
+            return DatabaseUnreachable(f"{place} did not answer in time while {doing}; try again")
         case Fault.LOST:
             return DatabaseUnreachable(
                 f"the connection to {place} was lost while {doing} ({text}); whether it was done is unknown, try again"

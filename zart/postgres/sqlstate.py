@@ -6,6 +6,8 @@ import enum
 
 import asyncpg
 
+from zart.errors import DatabaseUnreachable
+
 
 class Fault(enum.Enum):
     """Why a statement failed, told apart by what to do next."""
@@ -30,7 +32,7 @@ _CLOSED = ("closed", "closing", "released back to the pool")
 
 
 def classify(error: BaseException) -> Fault:
-    """Tell what an error raised by asyncpg means, whatever the statement, COMMIT included.
+    """Tell what an error raised by asyncpg, or by `connect`, means, whatever the statement, COMMIT included.
 
     Example:
         >>> classify(asyncpg.DeadlockDetectedError("deadlock detected"))
@@ -44,9 +46,17 @@ def classify(error: BaseException) -> Fault:
         return _of_the_driver(error)
     if isinstance(error, UnicodeEncodeError | OverflowError):
         return Fault.DATA
-    if isinstance(error, OSError | EOFError | asyncpg.InternalClientError):  # TimeoutError is an OSError
-        return Fault.LOST
+    if isinstance(error, OSError | EOFError | asyncpg.InternalClientError | DatabaseUnreachable):
+        return Fault.LOST  # TimeoutError is an OSError
     return Fault.BUG
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether a lost connection was given up here: nothing came from its server in time, or it is read-only now.
+
+    Other connections to that server are of no use either, though nothing has closed them.
+    """
+    return isinstance(error, TimeoutError | DatabaseUnreachable | asyncpg.ReadOnlySQLTransactionError)
 
 
 def _of_the_server(error: asyncpg.PostgresError) -> Fault:

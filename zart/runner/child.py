@@ -28,7 +28,7 @@ EXIT_FAILED: Final = 1
 EXIT_CANNOT_START: Final = 3
 """The application or the schema cannot be used: trying again will not help. The board says why, in one line."""
 EXIT_NO_DATABASE: Final = 4
-"""The database cannot be reached now."""
+"""The application could not be made ready for want of the database."""
 
 _log = logger("worker")
 

@@ -49,6 +49,7 @@ async def start(
     max_retries: int = 0,
     timeout: float | None = None,
     traceparent: str | None = None,
+    token: int | None = None,
 ) -> list[Started]:
     """Start executions of one task, all of one bucket, in one statement.
 
@@ -56,6 +57,7 @@ async def start(
         execution_ids, inputs: by column; inputs as JSON text.
         delay: seconds before they may run.
         timeout: seconds from the end of the delay to their deadline.
+        token: of the call, if it may be sent again: what it made is told as made, however often it was sent.
 
     Returns:
         Those that existed before; and when a single id was given, always one row for it. An id given twice counts once.
@@ -72,6 +74,7 @@ async def start(
         max_retries,
         timeout,
         traceparent,
+        token,
     )
     return [Started(row["execution_id"], row["task_name"], row["created"]) for row in rows]
 
@@ -92,16 +95,28 @@ async def existing(connection: Connection, schema: str, bucket: int, execution_i
     return {row[0] for row in await connection.fetch(statement("existing", schema), bucket, execution_ids)}
 
 
-async def cancel(connection: Connection, schema: str, bucket: int, execution_id: str) -> Cancellation:
-    """End an execution and its unfinished children as cancelled. Waits for the ticks that hold them."""
-    rows = await connection.fetch(statement("cancel", schema), bucket, execution_id)
+async def cancel(
+    connection: Connection, schema: str, bucket: int, execution_id: str, token: int | None = None
+) -> Cancellation:
+    """End an execution and its unfinished children as cancelled. Waits for the ticks that hold them.
+
+    Args:
+        token: of the call, if it may be sent again.
+    """
+    rows = await connection.fetch(statement("cancel", schema), bucket, execution_id, token)
     workers = frozenset(row["worker"] for row in rows if row["worker"] is not None)
     return Cancellation(rows[0]["what"], workers)
 
 
-async def restart(connection: Connection, schema: str, bucket: int, execution_id: str) -> bool:
-    """Begin a finished execution again as its next run. False: there is none of this id, or it is not finished."""
-    return await connection.fetchval(statement("restart", schema), bucket, execution_id) is not None
+async def restart(
+    connection: Connection, schema: str, bucket: int, execution_id: str, token: int | None = None
+) -> bool:
+    """Begin a finished execution again as its next run. False: there is none of this id, or it is not finished.
+
+    Args:
+        token: of the call, if it may be sent again: it begins one run, however often it was sent.
+    """
+    return await connection.fetchval(statement("restart", schema), bucket, execution_id, token) is not None
 
 
 @dataclass(frozen=True, slots=True)

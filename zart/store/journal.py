@@ -57,15 +57,23 @@ def records_of(rows: Sequence[Any]) -> list[StepRecord]:
 
 
 async def offer_event(
-    connection: Connection, schema: str, bucket: int, execution_id: str, key: int, name: str, payload: str
+    connection: Connection,
+    schema: str,
+    bucket: int,
+    execution_id: str,
+    key: int,
+    name: str,
+    payload: str,
+    token: int | None = None,
 ) -> Offered:
     """Keep an event for an execution; the first one of a key wins, a timeout included.
 
     Args:
         key: step key of the name in KeySpace.EVENT.
         payload: JSON text.
+        token: of the call, if it may be sent again.
     """
-    row = await connection.fetchrow(statement("offer_event", schema), bucket, execution_id, key, name, payload)
+    row = await connection.fetchrow(statement("offer_event", schema), bucket, execution_id, key, name, payload, token)
     assert row is not None
     answer = None if row["answer"] == "unknown" else EventAnswer(row["answer"])
     return Offered(answer, row["worker"])

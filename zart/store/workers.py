@@ -74,6 +74,12 @@ def channel(schema: str) -> str:
     return schema
 
 
+async def read_timeline(connection: Connection, schema: str) -> str:
+    """Which history of which cluster the server writes; a replica that is promoted begins another one."""
+    found: str = await connection.fetchval(statement("read_timeline", schema))
+    return found
+
+
 async def reregister(
     connection: Connection,
     schema: str,

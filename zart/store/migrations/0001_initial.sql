@@ -1,6 +1,7 @@
 -- serves_from: 1
 -- The record of every execution, written at its start and at its end. No index on a column that changes: the ending
---   stays HOT.
+--   stays HOT. started_by, cancelled_by: tokens of the calls that did so: one that is sent again, because its answer was
+--   lost, knows its own doing by it.
 create table :schema.zart_executions(
   id bigint generated always as identity primary key,
   parent bigint,
@@ -25,7 +26,9 @@ create table :schema.zart_executions(
   traceparent text,
   input json,
   output json,
-  error json
+  error json,
+  started_by bigint,
+  cancelled_by bigint
 ) with (fillfactor = 65);
 create unique index zart_executions_child on :schema.zart_executions(parent, parent_run, parent_key)
   where parent is not null;
@@ -58,6 +61,7 @@ create index zart_queue_due on :schema.zart_queue(:by_bucket lane, priority, run
 create index zart_queue_held on :schema.zart_queue(worker, id) where worker is not null;
 
 -- The journal, insert-only. epoch 0: written by another than the execution's own worker (an event, a child's outcome).
+--   offered_by: token of the call that offered the event.
 create table :schema.zart_tasks(
   id bigint not null,
   step_key bigint not null,
@@ -73,6 +77,7 @@ create table :schema.zart_tasks(
   name text not null,
   result json,
   error json,
+  offered_by bigint,
   primary key (id, run, step_key)
 );
 

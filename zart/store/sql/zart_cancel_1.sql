@@ -1,11 +1,12 @@
 -- zart_cancel_1: ends an execution and all its unfinished children as cancelled, one level at a time; its parent hears
 --   of it.
--- Parameters: p_bucket, p_execution_id. Rows: cancelled (id, worker that held it or null) for each; or one row:
---   already, unknown.
+-- Parameters: p_bucket, p_execution_id; p_token of the call, null if it is not sent again. Rows: cancelled (id, worker
+--   that held it or null) for each, and for what the same call cancelled when it was sent before; or one row: already,
+--   unknown.
 -- Locks: queue rows for update, waited for, in order of id; children are read by a statement after it, so a tick that
 --   adds some is seen. The parent's row skip locked: if it is, word is left in zart_signals.
 -- Index: unique index on execution_id, primary keys, zart_executions_child.
-create function :schema.zart_cancel_1(p_bucket smallint, p_execution_id text)
+create function :schema.zart_cancel_1(p_bucket smallint, p_execution_id text, p_token bigint default null)
 returns table(what text, id bigint, worker bigint) language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 set enable_bitmapscan = off set jit = off
@@ -18,7 +19,7 @@ declare
   v_root record;
   v_first boolean := true;
 begin
-  select e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.attempt into v_root
+  select e.id, e.parent, e.parent_run, e.parent_key, e.step_name, e.attempt, e.cancelled_by into v_root
   from :schema.zart_executions e where e.bucket = p_bucket and e.execution_id = p_execution_id;
   if not found then
     return query select 'unknown', null::bigint, null::bigint;
@@ -34,7 +35,8 @@ begin
         returning q.id, q.worker, q.epoch, q.crashes, q.started_at),
       ended as (
         update :schema.zart_executions e
-        set status = 4, epoch = d.epoch, crashes = d.crashes, started_at = d.started_at, finished_at = v_now
+        set status = 4, epoch = d.epoch, crashes = d.crashes, started_at = d.started_at, finished_at = v_now,
+            cancelled_by = p_token
         from dropped d where e.bucket = p_bucket and e.id = d.id and e.status = 0)
       select d.id, d.worker from dropped d
     loop
@@ -42,7 +44,8 @@ begin
     end loop;
     if v_first then
       if cardinality(v_gone) = 0 then
-        return query select 'already', v_root.id, null::bigint;
+        return query
+        select case when v_root.cancelled_by = p_token then 'cancelled' else 'already' end, v_root.id, null::bigint;
         return;
       end if;
       if v_root.parent is not null then
