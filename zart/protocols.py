@@ -70,6 +70,10 @@ class DurableScheduler(Protocol):
     serve, and InvalidArgument for a value that cannot be used. `timeout` and `delay` are durations: seconds, timedelta
     or text such as "1.5s".
 
+    A call whose answer is lost, or whose database is away, is sent again for 30 seconds at most, and then returns what
+    it would have returned without that (`list_executions` raises at once). After DatabaseUnreachable it is unknown
+    whether it was done: call again.
+
     `conn=` joins the caller's open asyncpg transaction: what the call writes is there when that commits, and never when
     it rolls back. Until it ends, calls of others with the same id wait. Errors of that connection come as asyncpg makes
     them: in REPEATABLE READ or SERIALIZABLE, an id that another transaction has started meanwhile is an

@@ -398,9 +398,10 @@ class PostgresScheduler(DurableScheduler):
     async def release(self, execution_id: str) -> bool:
         execution_id = checked_id(execution_id)
         buckets = await self._tables.buckets_of(execution_id)
-        async with self._tables.connection(f"releasing execution {execution_id!r}") as connection:
+
+        async def release(connection: Connection, token: int | None) -> bool:
             for bucket in buckets:
-                done = await executions.release(connection, self.schema, bucket, execution_id)
+                done = await executions.release(connection, self.schema, bucket, execution_id, token)
                 if done.what == "unknown":
                     continue
                 if done.what == "told":
@@ -411,7 +412,9 @@ class PostgresScheduler(DurableScheduler):
                 if done.what == "released":
                     await self._hint(bucket, None)
                 return done.what == "released"
-        raise ExecutionNotFound(execution_id)
+            raise ExecutionNotFound(execution_id)
+
+        return await self._tables.write(None, f"releasing execution {execution_id!r}", release)
 
     async def offer_event(
         self, execution_id: str, name: str, payload: Any = None, *, conn: Connection | None = None

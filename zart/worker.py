@@ -67,8 +67,10 @@ class Worker:
         Args:
             handle_signals: drain on SIGTERM and SIGINT; only for programs that leave their signals to the worker.
 
+        A database that cannot be reached is waited for, also at the beginning.
+
         Raises:
-            DatabaseError: the database cannot serve zart.
+            DatabaseError: the database cannot serve zart, as when its schema is missing.
         """
         self._ended = asyncio.get_running_loop().create_future()
         try:

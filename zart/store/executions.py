@@ -127,9 +127,15 @@ class Release:
     root: str
 
 
-async def release(connection: Connection, schema: str, bucket: int, execution_id: str) -> Release:
-    """Take an execution out of quarantine: its run goes on. Waits for the ticks that hold its children."""
-    row = await connection.fetchrow(statement("release", schema), bucket, execution_id)
+async def release(
+    connection: Connection, schema: str, bucket: int, execution_id: str, token: int | None = None
+) -> Release:
+    """Take an execution out of quarantine: its run goes on. Waits for the ticks that hold its children.
+
+    Args:
+        token: of the call, if it may be sent again.
+    """
+    row = await connection.fetchrow(statement("release", schema), bucket, execution_id, token)
     assert row is not None
     return Release(row["what"], row["execution_id"])
 

@@ -1,12 +1,13 @@
 -- zart_release_1: takes an execution out of quarantine: the same run goes on with its journal, in its normal lane. The
 --   epoch goes on, so (id, worker, epoch) never repeats. The time in quarantine counts neither for its deadline nor for
 --   its timeout.
--- Parameters: p_bucket, p_execution_id. Rows: one: what = released; refused (it is not quarantined); told (its parent
---   has its end already; execution_id: the root of the tree); unknown.
+-- Parameters: p_bucket, p_execution_id; p_token of the call, null if it is not sent again. Rows: one: what = released,
+--   also when the same call released it when it was sent before; refused (it is not quarantined); told (its parent has
+--   its end already; execution_id: the root of the tree); unknown.
 -- Locks, all waited for: its record; its children's queue rows, in order of id, so that each child ends either before,
 --   and is counted here, or finds its parent's queue row; the signals left for it, which have lost their meaning.
 -- Index: unique index on execution_id, primary keys, zart_executions_child; zart_signals is small.
-create function :schema.zart_release_1(p_bucket smallint, p_execution_id text)
+create function :schema.zart_release_1(p_bucket smallint, p_execution_id text, p_token bigint default null)
 returns table(what text, execution_id text) language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 set enable_bitmapscan = off set jit = off
@@ -23,10 +24,11 @@ declare
 begin
   execution_id := p_execution_id;
   select e.id, e.run, e.epoch, e.lane, e.priority, e.status, e.deadline, e.started_at, e.finished_at, e.parent,
-         e.parent_run, e.parent_key
+         e.parent_run, e.parent_key, e.started_by
     into v_it from :schema.zart_executions e
   where e.bucket = p_bucket and e.execution_id = p_execution_id for update;
   if not found then what := 'unknown'; return next; return; end if;
+  if v_it.started_by = p_token then what := 'released'; return next; return; end if;
   if v_it.status <> 5 then what := 'refused'; return next; return; end if;
   if exists (select from :schema.zart_tasks t
              where t.bucket = p_bucket and t.id = v_it.parent and t.run = v_it.parent_run
@@ -53,7 +55,8 @@ begin
   v_deadline := v_it.deadline + v_quarantined;
   v_started_at := v_it.started_at + v_quarantined;
   update :schema.zart_executions e
-  set status = 0, crashes = 0, error = null, deadline = v_deadline, started_at = null, finished_at = null
+  set status = 0, crashes = 0, error = null, deadline = v_deadline, started_at = null, finished_at = null,
+      started_by = p_token
   where e.bucket = p_bucket and e.id = v_it.id;
   insert into :schema.zart_queue(bucket, id, lane, priority, run_at, started_at, run, epoch, done)
   values (p_bucket, v_it.id, v_it.lane, 2 * v_it.priority, v_now, v_started_at, v_it.run, v_it.epoch, v_done);
