@@ -126,8 +126,8 @@ async def _run(report: Report, trouble: Trouble, load: Load, seconds: float) -> 
     for _ in range(RUNNERS):
         trouble.runners.append(trouble.start_runner())
     await trouble.heal()
-    claims = ClaimWatch(trouble.database, LEASE + SWEEP)
-    watching = asyncio.create_task(claims.run(trouble))
+    claims = ClaimWatch(trouble.database, trouble.troubled_until, LEASE + SWEEP)
+    watching = asyncio.create_task(claims.run())
     starting = asyncio.create_task(load.run(seconds))
     try:
         await _make_trouble(trouble, seconds)
