@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import asyncpg
 
-from tests.chaos.trouble import Trouble
 from tests.support.database import Database
 from tests.support.fleet import is_alive
 
@@ -25,29 +25,31 @@ class ClaimWatch:
     """Looks at all claims again and again.
 
     Args:
+        troubled_until: when the last fault was healed; the moment that it is given, while there is one.
         bound: seconds that a dead worker's claims may last, counted from its death or the end of the last fault:
             who would free them may have been hit by that.
     """
 
     database: Database
+    troubled_until: Callable[[float], float]
     bound: float
     violations: list[str] = field(default_factory=list[str])
     _dead_since: dict[int, float] = field(default_factory=dict[int, float])
 
-    async def run(self, trouble: Trouble) -> None:
+    async def run(self) -> None:
         """Watch until cancelled."""
         while True:
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection = await asyncpg.connect(self.database.dsn, timeout=5, command_timeout=5)
                 try:
                     while True:
-                        self._look(await connection.fetch(_HELD), trouble)
+                        self._look(await connection.fetch(_HELD))
                         await asyncio.sleep(_EVERY)
                 finally:
                     connection.terminate()
             await asyncio.sleep(_EVERY)
 
-    def _look(self, rows: list[asyncpg.Record], trouble: Trouble) -> None:
+    def _look(self, rows: list[asyncpg.Record]) -> None:
         now, before = time.time(), self._dead_since
         self._dead_since = {}
         for row in rows:
@@ -55,7 +57,7 @@ class ClaimWatch:
                 self._tell(f"{row['claims']} claims are held by worker {row['worker']}, which has no row")
             elif not is_alive(row["pid"]):
                 since = self._dead_since[row["worker"]] = before.get(row["worker"], now)
-                quiet_since = max(since, trouble.troubled_until(now))
+                quiet_since = max(since, self.troubled_until(now))
                 if now - quiet_since > self.bound:
                     self._tell(f"{row['claims']} claims of the dead process {row['pid']}, for {now - since:.1f} s")
 

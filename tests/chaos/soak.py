@@ -116,8 +116,7 @@ async def soak(seed: int, seconds: float) -> Report:
                 await _run(report, trouble, load, seconds)
             finally:
                 await load.close()
-                for runner in trouble.runners:
-                    runner.process.kill()
+                trouble.kill_all()
     if not report.violations:
         shutil.rmtree(directory)
     return report
@@ -125,10 +124,10 @@ async def soak(seed: int, seconds: float) -> Report:
 
 async def _run(report: Report, trouble: Trouble, load: Load, seconds: float) -> None:
     for _ in range(RUNNERS):
-        trouble.runners.append(trouble.make_runner().__enter__())
+        trouble.runners.append(trouble.start_runner())
     await trouble.heal()
-    claims = ClaimWatch(trouble.database, LEASE + SWEEP)
-    watching = asyncio.create_task(claims.run(trouble))
+    claims = ClaimWatch(trouble.database, trouble.troubled_until, LEASE + SWEEP)
+    watching = asyncio.create_task(claims.run())
     starting = asyncio.create_task(load.run(seconds))
     try:
         await _make_trouble(trouble, seconds)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import asyncpg
 import pytest
 
 from tests.chaos import app
+from tests.chaos.claims import ClaimWatch
 from tests.chaos.invariants import Accepted, Fault, violations, watch
 from tests.support.database import Database
+from tests.support.eventually import eventually
 from zart import PostgresScheduler
 
 ACCEPTED = [Accepted("banker-7", "banker", 7)]
@@ -70,6 +73,27 @@ async def test_what_must_not_be_is_told(
     await connection.execute(text)
     found = await violations(connection, ACCEPTED, [], 0)
     assert any(line.startswith(told) for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("worker", "told"),
+    [
+        ("7, now(), 0, 0, 'here', '{}'", "1 claims of the dead process 0"),
+        ("8, now(), 0, 0, 'here', '{}'", "has no row"),
+    ],
+)
+async def test_claims_that_outlive_their_worker_are_told(
+    database: Database, connection: asyncpg.Connection, worker: int, told: str
+) -> None:
+    columns = "id, lease_until, pid, bucket, host, task_names"
+    text = f"insert into zart.zart_workers({columns}) values ($1, now(), 0, 0, 'here', '{{}}')"
+    await connection.execute(text, worker)
+    await connection.execute("insert into zart.zart_queue(id, lane, bucket, worker) values (1, 1, 0, 7)")
+    claims = ClaimWatch(database, lambda _: time.time() - 1, bound=0.5)
+    watching = asyncio.create_task(claims.run())
+    await eventually(lambda: claims.violations)
+    watching.cancel()
+    assert told in claims.violations[0]
 
 
 async def test_a_fault_allows_a_step_to_begin_once_more(database: Database, connection: asyncpg.Connection) -> None:

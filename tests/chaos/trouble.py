@@ -32,7 +32,7 @@ class Trouble:
 
     Args:
         database: reached directly.
-        make_runner: a runner that is started on entry.
+        make_runner: one that is not started yet.
         runners: those that run.
         lease: of their workers, seconds.
 
@@ -50,6 +50,18 @@ class Trouble:
     faults: list[Fault] = field(default_factory=list[Fault])
     _first: list[str] = field(default_factory=list[str])
     _at_work: bool = False
+    _started: list[Fleet] = field(default_factory=list[Fleet])
+
+    def start_runner(self) -> Fleet:
+        """Another runner, which `kill_all` knows of."""
+        self._started.append(self.make_runner().__enter__())
+        return self._started[-1]
+
+    def kill_all(self) -> None:
+        """End every runner that was ever started here and is still there, their children with them."""
+        for runner in self._started:
+            runner.process.kill()
+            runner.process.wait()
 
     async def make(self) -> Fault:
         """Make one fault, and return when it is healed as far as it is for others to heal it.
@@ -107,7 +119,7 @@ class Trouble:
         for number, runner in enumerate(self.runners):
             if runner.process.poll() is not None:
                 await asyncio.to_thread(runner.__exit__, None, None, None)
-                self.runners[number] = self.make_runner().__enter__()
+                self.runners[number] = self.start_runner()
 
     # Processes
 
@@ -120,7 +132,7 @@ class Trouble:
 
     async def _kill_runner(self) -> str:
         number = self.chance.randrange(len(self.runners))
-        old, self.runners[number] = self.runners[number], self.make_runner().__enter__()
+        old, self.runners[number] = self.runners[number], self.start_runner()
         self._send(old.pid, signal.SIGKILL)
         await asyncio.to_thread(old.__exit__, None, None, None)
         return str(old.pid)
@@ -148,7 +160,7 @@ class Trouble:
     async def _replace_runner(self) -> str:
         """As an orchestrator rolls them: the next one is there before the last one goes."""
         number = self.chance.randrange(len(self.runners))
-        old, self.runners[number] = self.runners[number], self.make_runner().__enter__()
+        old, self.runners[number] = self.runners[number], self.start_runner()
         await self.runners[number].ready()
         code, _, _ = await asyncio.to_thread(old.stop)
         assert code == 0, f"a runner that was told to stop ended with exit code {code}"

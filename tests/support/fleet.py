@@ -28,6 +28,7 @@ from zart.runner.options import RunnerOptions
 from zart.store import executions, queue
 
 ROOT = Path(__file__).parents[2]
+_STARTED_WITHIN = 60.0  # on a machine that has other things to do
 APP = "tests.support.workflows:registry"
 
 
@@ -146,7 +147,7 @@ class Fleet:
             found = sorted((await self.workers()).values())
             return found if len(found) >= wanted else []
 
-        return await eventually(registered)
+        return await eventually(registered, within=_STARTED_WITHIN)
 
     async def control(self) -> int:
         """The process id of control, once all workers are registered."""
