@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import termios
 
 import pytest
 
@@ -21,6 +23,7 @@ from zart.runner.options import RunnerOptions
 from zart.runner.process import blamed, describe_status
 from zart.runner.recycling import begin_life
 from zart.runner.seat import Seat, restart_delay
+from zart.runner.signals import Signals
 
 
 def test_a_board_is_shared_with_forked_processes() -> None:
@@ -165,6 +168,34 @@ def _received(end: socket.socket) -> list[bytes]:
             messages.append(end.recv(8192))
         except BlockingIOError:
             return messages
+
+
+def _live_through_a_hang_up(master: int, slave: int) -> None:
+    """On a terminal of its own: end once that has gone, and its end is told from a SIGHUP that comes long after."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    with Signals() as signals:
+        signals.taken()
+        os.close(master)
+        while not signals.terminal_is_gone():
+            signals.taken()
+        while signals.terminal_is_gone():
+            signals.taken()
+
+
+def test_only_just_after_its_end_is_a_terminal_gone() -> None:
+    master, slave = os.openpty()
+    child = os.fork()
+    if child == 0:
+        try:
+            _live_through_a_hang_up(master, slave)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(slave)
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_death_comes_back_as_it_was_sent() -> None:

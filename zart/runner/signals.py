@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 _TAKEN: Final = (
     signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
+_JUST_NOW: Final = 3.0
 
 
 class Signals:
@@ -20,7 +22,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._had_terminal = _has_terminal()
+        self._terminal_seen: float | None = time.monotonic() if _has_terminal() else None
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         taken = _TAKEN if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*_TAKEN, signal.SIGHUP)
         self._handlers: dict[int, Any] = {number: signal.signal(number, _nothing) for number in taken}
@@ -44,15 +46,21 @@ class Signals:
         return self._read
 
     def taken(self) -> list[int]:
-        """Signals that came since the last call, in order."""
+        """Signals that came since the last call, in order. To be called once a second or more often."""
+        if self._terminal_seen is not None and _has_terminal():
+            self._terminal_seen = time.monotonic()
         try:
             return list(os.read(self._read, 4096))
         except BlockingIOError:
             return []
 
     def terminal_is_gone(self) -> bool:
-        """True when this process was started on a terminal that was closed; then SIGHUP came from there."""
-        return self._had_terminal and not _has_terminal()
+        """True when the terminal that this process was started on was closed just now: then SIGHUP came from there.
+
+        A process that outlived its terminal long ago, as a disowned job, is told something by a SIGHUP.
+        """
+        seen = self._terminal_seen
+        return seen is not None and not _has_terminal() and time.monotonic() - seen < _JUST_NOW
 
 
 def _has_terminal() -> bool:
