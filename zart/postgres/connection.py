@@ -12,7 +12,7 @@ import secrets
 import socket
 import ssl
 import urllib.parse
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -49,6 +49,23 @@ class ServerConnection(asyncpg.Connection):
     """
 
     pooled = False
+
+    def _cancel_current_command(self, *waiters: asyncio.Future[None] | None) -> None:
+        """A statement is given up. PgBouncer before 1.21 may die of a cancel request: its connection ends instead.
+
+        asyncpg has more to write to it yet, and a next statement may wait for word of the cancel already.
+        """
+        if self.pooled:
+            asyncio.get_running_loop().call_soon(self._end_with, *waiters)
+        else:
+            asyncpgs: Any = super()
+            asyncpgs._cancel_current_command(*waiters)
+
+    def _end_with(self, *waiters: asyncio.Future[None] | None) -> None:
+        self.terminate()
+        for waiter in waiters:
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def _get_unique_id(self, prefix: str) -> str:
         """A name for a statement or portal that no other client of a pooler gives (asyncpg counts, in each process)."""
@@ -92,6 +109,7 @@ async def connect(
                     connection_class=kind,
                     target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.primary,
                 )
+                connection.pooled = dsn in _pooled
                 try:
                     await _check_server(connection, place)
                 except BaseException:
