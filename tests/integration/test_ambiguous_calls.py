@@ -64,6 +64,10 @@ async def _cancel_late(scheduler: PostgresScheduler) -> Any:
     return await scheduler.cancel("cancelled")
 
 
+async def _release(scheduler: PostgresScheduler) -> Any:
+    return await scheduler.release("quarantined")
+
+
 async def _start_in_new_queue(scheduler: PostgresScheduler) -> Any:
     return (await scheduler.start("new", "task", 1, queue="unseen")).created
 
@@ -82,6 +86,7 @@ CALLS: list[tuple[str, Callable[[PostgresScheduler], Awaitable[Any]], Any]] = [
     ("zart_offer_event_1", _offer_late, EventAnswer.ALREADY_OFFERED),
     ("zart_cancel_1", _cancel, True),
     ("zart_cancel_1", _cancel_late, False),
+    ("zart_release_1", _release, True),
     ("zart_migrations", _status, ExecutionStatus.PENDING),
 ]
 
@@ -105,6 +110,12 @@ async def test_a_call_is_told_what_it_would_be_told_without_the_fault(
         await others.offer_event("there", "gone", 0)
         await others.start("cancelled", "task", 1)
         await others.cancel("cancelled")
+        await others.start("quarantined", "task", 1)
+    await connection.execute(
+        "with it as (update zart.zart_executions set status = 5, crashes = 4, started_at = now(), finished_at = now()"
+        " where execution_id = 'quarantined' returning id)"
+        " delete from zart.zart_queue q using it where q.id = it.id"
+    )
     async with Wire(database, once) as wire, PostgresScheduler.connect(wire.database.dsn) as scheduler:
         once.armed = True
         assert await call(scheduler) == told

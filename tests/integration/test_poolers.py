@@ -129,7 +129,7 @@ async def test_the_settings_that_the_documentation_shows(server_dsn: str, databa
         await direct.close()
 
 
-async def test_a_statement_that_is_out_of_time_leaves_its_session_to_others(
+async def test_a_statement_that_is_given_up_ends_its_connection_and_sends_no_cancel_request(
     server_dsn: str, database: Database
 ) -> None:
     with Pooler(server_dsn, sharing(1)) as pooler:
@@ -138,9 +138,18 @@ async def test_a_statement_that_is_out_of_time_leaves_its_session_to_others(
         other = await connect(dsn, application_name="zart test", command_timeout=10)
         with pytest.raises(TimeoutError):
             await slow.fetchval("select pg_sleep(60)")
-        assert await other.fetchval("select 1") == 1
-        slow.terminate()
-        await other.close()
+        with pytest.raises(asyncpg.InterfaceError, match="closed"):
+            await slow.fetchval("select 1")
+        given_up = asyncio.create_task(other.fetchval("select pg_sleep(60)"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        await eventually(other.is_closed)
+        last = await connect(dsn, application_name="zart test")
+        assert await last.fetchval("select 1") == 1
+        await last.close()
+        assert "cancel" not in (pooler.directory / "log").read_text()
 
 
 # -- sessions that belong to others

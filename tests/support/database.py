@@ -22,6 +22,7 @@ import pytest_asyncio
 from tests.support.clock import check_shift, true_clock
 from tests.support.pooler import Pooler, sharing
 from zart.embedded import EmbeddedPostgres
+from zart.postgres.connection import ServerConnection
 from zart.store.migrate import migrate
 
 SCHEMA = "zart"
@@ -53,7 +54,11 @@ class Database:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection that the caller closes; what it leaves open ends with the database."""
-        return await asyncpg.connect(self.dsn, statement_cache_size=0 if self.pooled else 100)
+        made: ServerConnection = await asyncpg.connect(
+            self.dsn, statement_cache_size=0 if self.pooled else 100, connection_class=ServerConnection
+        )
+        made.pooled = self.pooled
+        return made
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,23 @@ class ServerConnection(asyncpg.Connection):
 
     pooled = False
 
+    def _cancel_current_command(self, *waiters: asyncio.Future[None] | None) -> None:
+        """A statement is given up. PgBouncer before 1.21 may die of a cancel request: its connection ends instead.
+
+        asyncpg has more to write to it yet, and a next statement may wait for word of the cancel already.
+        """
+        if self.pooled:
+            asyncio.get_running_loop().call_soon(self._end_with, *waiters)
+        else:
+            asyncpgs: Any = super()
+            asyncpgs._cancel_current_command(*waiters)
+
+    def _end_with(self, *waiters: asyncio.Future[None] | None) -> None:
+        self.terminate()
+        for waiter in waiters:
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
     def _get_unique_id(self, prefix: str) -> str:
         """A name for a statement or portal that no other client of a pooler gives (asyncpg counts, in each process)."""
         return f"__zart_{prefix}_{secrets.token_hex(8)}__"
@@ -103,6 +120,7 @@ async def connect(
                     connection_class=kind,
                     target_session_attrs=None if "target_session_attrs" in dsn else SessionAttribute.read_write,
                 )
+                connection.pooled = dsn in _pooled
                 try:
                     _watch(connection)
                     await _check_server(connection, place)
