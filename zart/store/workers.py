@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import asyncpg
 from asyncpg import Record
 
 from zart.postgres.connection import Connection
@@ -75,8 +76,14 @@ def channel(schema: str) -> str:
 
 
 async def read_timeline(connection: Connection, schema: str) -> str:
-    """Which history of which cluster the server writes; a replica that is promoted begins another one."""
-    found: str = await connection.fetchval(statement("read_timeline", schema))
+    """Which history of which cluster the server writes; a replica that is promoted begins another one.
+
+    "" where the server does not tell, as some services that are built on PostgreSQL.
+    """
+    try:
+        found: str = await connection.fetchval(statement("read_timeline", schema))
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError, asyncpg.UndefinedFunctionError):
+        return ""
     return found
 
 
