@@ -76,11 +76,7 @@ async def test_what_must_not_be_is_told(
 
 
 @pytest.mark.parametrize(
-    ("worker", "told"),
-    [
-        ("7, now(), 0, 0, 'here', '{}'", "1 claims of the dead process 0"),
-        ("8, now(), 0, 0, 'here', '{}'", "has no row"),
-    ],
+    ("worker", "told"), [(7, "1 claims of the dead process 0"), (8, "1 claims are held by worker 7, which has no row")]
 )
 async def test_claims_that_outlive_their_worker_are_told(
     database: Database, connection: asyncpg.Connection, worker: int, told: str
