@@ -108,7 +108,8 @@ async def test_a_worker_that_stood_still_past_its_lease_starts_no_step_that_othe
 ) -> None:
     await make_witness(connection)
     names = [f"s{n}" for n in range(EXECUTIONS)]
-    with Fleet(database, procs=2, config={"lease_timeout": LEASE}, options={"stall_timeout": 3600}) as fleet:
+    config = {"lease_timeout": LEASE, "park_grace": 60}
+    with Fleet(database, procs=2, config=config, options={"stall_timeout": 3600}) as fleet:
         await fleet.ready()
         ids = {pid: worker_id for worker_id, pid in (await fleet.workers()).items()}
         await start(database, task_name, dict.fromkeys(names))

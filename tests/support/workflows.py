@@ -74,7 +74,7 @@ async def slow(seconds: float) -> float:
     return await linger(seconds)
 
 
-@zart_step("stumble", retry="fixed(1, 600ms)")
+@zart_step("stumble", retry="fixed(1, 1500ms)")
 async def stumble() -> int:
     await leave_effect("stumble")
     if zart.context().current_attempt == 0:
@@ -89,7 +89,7 @@ async def stumbling() -> int:
 
 @zart_durable("dawdling")
 async def dawdling() -> int:
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.5)
     return await add(0, STEPS)
 
 

@@ -496,7 +496,6 @@ class WorkerLoop:
                 await self._look_at(bucket, turns)
             if doubts:
                 self.sure_until[bucket] = asked + self._trust
-                self._hungry.add(bucket)  # a tick tells whether the identity is gone too
         del self._doubts[: len(doubts)]
         for doubt in doubts:
             if not doubt.done():
@@ -522,6 +521,7 @@ class WorkerLoop:
             count = wakes[turn.id]
             if count is None:
                 self._resolver.lose(turn)
+                self._hungry.add(bucket)  # a tick tells whether the identity is gone too
             elif keys := [*turn.events, *turn.family.unknown()]:
                 told.append((turn, count, keys))
         if told:
