@@ -156,7 +156,7 @@ async def test_a_child_whose_parent_has_heard_of_it_is_refused(
         assert (await engine.ended("a")).output == "quarantined"
         with pytest.raises(InvalidArgument, match="its parent has met its end already; restart 'a' instead"):
             await scheduler.release(name)
-        assert (await engine.record(name)).status == ExecutionStatus.QUARANTINED
+        assert (await scheduler.status(name)).status == ExecutionStatus.QUARANTINED
 
 
 async def test_the_time_in_quarantine_does_not_count(

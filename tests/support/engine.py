@@ -92,9 +92,13 @@ class Engine:
 
     async def _wake_on(self, connection: asyncpg.Connection) -> None:
         while True:
+            apart = await connection.fetchval(
+                f"select exists (select from {self.schema}.zart_queue where lane < 0 and worker is null)"
+            )
             for loop in self.loops:
                 with contextlib.suppress(AttributeError):  # not registered yet
-                    loop.place.alone = loop.place.alone or (0 if loop.turns else ASKED)
+                    if apart and not loop.turns and not loop.place.alone:
+                        loop.place.alone = ASKED
                     loop.wake()
             for bucket in range(self.database.buckets):
                 await journal.deliver_signals(connection, self.schema, bucket)

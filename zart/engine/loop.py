@@ -341,8 +341,8 @@ class WorkerLoop:
         return free if is_worth_a_claim(free, slots) else 0
 
     def _is_kept_empty(self) -> bool:
-        """An execution that is set apart runs here alone, or is to."""
-        return self._alone is not None or self.place.alone == ASKED
+        """An execution that is set apart runs here alone, or is to when what is held has ended."""
+        return self._alone is not None or (self.place.alone == ASKED and bool(self.turns))
 
     def _wanted_bucket(self) -> int | None:
         """A bucket to claim from: the last one for as long as it gives, then the next."""
