@@ -169,9 +169,33 @@ def events_of(nodes: Sequence[Node], path: str = "") -> dict[str, int]:
         here = f"{path}.{number}"
         if isinstance(node, Event) and node.offered is not None:
             found[f"event{here}"] = node.offered
-        elif isinstance(node, Guarded):
-            found |= events_of(node.nodes, here)
-        elif isinstance(node, Beside):
-            for index, branch in enumerate(node.branches):
-                found |= events_of(branch, f"{here}.{index}")
+        for below, inside in _inside(node, here):
+            found |= events_of(inside, below)
     return found
+
+
+def unawaited_of(nodes: Sequence[Node], path: str = "") -> set[str]:
+    """Names of scheduled steps that nobody awaits: if their body fails, chance decides whether they end before it."""
+    found: set[str] = set()
+    for number, node in enumerate(nodes):
+        here = f"{path}.{number}"
+        if isinstance(node, Fan) and node.how == "never":
+            found |= {f"step{here}.{index}" for index in range(len(node.calls))}
+        for below, inside in _inside(node, here):
+            found |= unawaited_of(inside, below)
+    return found
+
+
+def _inside(node: Node, here: str) -> list[tuple[str, tuple[Node, ...]]]:
+    """The nodes in a node, by their path."""
+    match node:
+        case Guarded(nodes):
+            return [(here, nodes)]
+        case Beside(branches):
+            return [(f"{here}.{index}", branch) for index, branch in enumerate(branches)]
+        case Child(nodes, _, mended):
+            return [(here, nodes), (f"{here}.mend", mended or ())]
+        case Fan(calls):
+            return [each for index, call in enumerate(calls) for each in _inside(call, f"{here}.{index}")]
+        case _:
+            return []
