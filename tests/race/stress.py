@@ -195,7 +195,7 @@ async def _cancel(race: Race, database: Database, buckets: dict[str, int]) -> No
         for _ in range(10):
             await asyncio.sleep(race.chance.random() * 0.1)
             name = race.chance.choice(list(buckets))
-            rows = await connection.fetch(statement("cancel", database.schema), buckets[name], name)
+            rows = await connection.fetch(statement("cancel", database.schema), buckets[name], name, None)
             race.counts[f"cancels {rows[0]['what']}"] += 1
             ids = [row["id"] for row in rows if row["what"] == "cancelled"]
             for row in await queue.read_endings(connection, database.schema, buckets[name], ids):
