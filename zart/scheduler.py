@@ -406,8 +406,8 @@ class PostgresScheduler(DurableScheduler):
                     continue
                 if done.what == "told":
                     raise InvalidArgument(
-                        f"execution {execution_id!r} cannot be released: its parent has met its end already; restart"
-                        f" {done.root!r} instead"
+                        f"execution {execution_id!r} cannot be released: its parent has met its end already; start the"
+                        f" work of {done.root!r} again, under another id"
                     )
                 if done.what == "released":
                     await self._hint(bucket, None)

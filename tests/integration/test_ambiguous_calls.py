@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -160,6 +161,44 @@ async def test_a_restart_that_is_sent_again_begins_one_run(database: Database, c
         assert (await scheduler.status("a")).run == 2
         assert await executions.restart(connection, database.schema, bucket, "a", secrets.randbits(63))
         assert (await scheduler.status("a")).run == 3
+
+
+async def test_a_cancel_that_waited_longer_than_a_try_is_told_that_it_was_its_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "TRY_TIMEOUT", 0.5)
+    async with PostgresScheduler.connect(database.dsn) as scheduler:
+        await scheduler.start("a", "task", 1)
+        theirs = await database.connect()
+        waiting = (
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        async with theirs.transaction():
+            await theirs.execute("select from zart.zart_queue for update")
+            cancelling = asyncio.create_task(scheduler.cancel("a"))
+            watcher = await database.connect()
+
+            async def both_wait() -> bool:
+                return bool(await watcher.fetchval(waiting) >= 2)
+
+            await eventually(both_wait)
+            await watcher.close()
+        assert await cancelling
+        assert (await scheduler.status("a")).status is ExecutionStatus.CANCELLED
+        await theirs.close()
+
+
+async def test_a_cancel_that_is_sent_again_does_not_cancel_what_was_restarted_meanwhile(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    async with PostgresScheduler.connect(database.dsn) as scheduler:
+        await scheduler.start("a", "task", 1)
+        bucket = (await scheduler._tables.buckets_of("a"))[0]  # pyright: ignore[reportPrivateUsage]
+        token = secrets.randbits(63)
+        assert (await executions.cancel(connection, database.schema, bucket, "a", token)).what == "cancelled"
+        assert await executions.restart(connection, database.schema, bucket, "a")
+        assert (await executions.cancel(connection, database.schema, bucket, "a", token)).what == "cancelled"
+        assert (await scheduler.status("a")).status is ExecutionStatus.PENDING
 
 
 async def test_a_database_that_stays_away_is_an_error_in_time(

@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import asyncpg.connection
@@ -286,6 +287,13 @@ async def test_with_a_listen_url_work_is_heard_of_past_the_pooler(
             await scheduler.start_and_wait_for(workflows.sum_up, "s", 1, timeout=30)
         runner.terminate()
         assert await runner.wait() == 0
+
+
+async def test_a_listen_url_of_another_database_is_refused(made: Database) -> None:
+    other = urlsplit(made.dsn)._replace(path="/postgres").geturl()
+    line = f"zart-runner --app {APP} --database-url '{made.dsn}' --listen-url '{other}'"
+    output = await shell.output_of(line, environment={"EFFECTS_DSN": made.dsn}, code=2)
+    assert output == "zart-runner: --listen-url leads to another database than the database URL; name the same one\n"
 
 
 @pytest.mark.parametrize("through", [True, False])

@@ -154,7 +154,7 @@ async def test_a_child_whose_parent_has_heard_of_it_is_refused(
         assert name is not None
         await quarantine(connection, name)
         assert (await engine.ended("a")).output == "quarantined"
-        with pytest.raises(InvalidArgument, match="its parent has met its end already; restart 'a' instead"):
+        with pytest.raises(InvalidArgument, match="its parent has met its end already; start the work of 'a' again"):
             await scheduler.release(name)
         assert (await scheduler.status(name)).status == ExecutionStatus.QUARANTINED
 

@@ -39,6 +39,7 @@ from zart.store import journal, queue, workers
 log = logging.getLogger("zart.engine")
 
 BEAT = 0.1
+BRIEFLY_NS = 100_000_000  # what a look has seen holds for at least so long; a tick tells what is left of the lease
 ASK_EVERY = 0.02  # a worker that ticks anyway
 LOOK_EVERY = 2  # beats; every one when bodies wait
 ALWAYS = -1  # a number of wake-ups that never is
@@ -96,7 +97,7 @@ class WorkerLoop:
         self._lane_numbers: dict[tuple[str, str], int] = {}
         self._unplaced: list[tuple[Turn, Sequence[tuple[Child, bytes]], asyncio.Future[Any]]] = []
         self._hints: set[int] = set()
-        self._lanes_read_at = float("-inf")
+        self._lanes_read_at = self._timeline_at = float("-inf")
         self._bucket = 0
         self._signals_left: set[int] = set()
         self._lease_due = False
@@ -260,8 +261,7 @@ class WorkerLoop:
         answer = await self._resolver.commit(batch, self._lanes if free else [], free)
         if answer is None:
             return
-        if answer.lease_live:
-            self.sure_until[bucket] = asked + self._trust
+        self.sure_until[bucket] = asked + min(answer.lease_left_ns, self._trust)
         if batch.children or answer.risen:
             self._rouse(bucket)
         elif free and len(answer.claims) == free:
@@ -449,6 +449,9 @@ class WorkerLoop:
         if self._look_due or self._doubts:
             self._look_due = False
             await self._look()
+        if self._session.connection.pooled and self._loop.time() >= self._timeline_at:
+            self._timeline_at = self._loop.time() + self.config.poll_seconds
+            await self._session.check_timeline()
 
     async def _tell_time(self) -> None:
         moment: datetime = await self._session.connection.fetchval("select clock_timestamp()")
@@ -495,7 +498,7 @@ class WorkerLoop:
             if turns:
                 await self._look_at(bucket, turns)
             if doubts:
-                self.sure_until[bucket] = asked + self._trust
+                self.sure_until[bucket] = max(self.sure_until[bucket], asked + BRIEFLY_NS)
         del self._doubts[: len(doubts)]
         for doubt in doubts:
             if not doubt.done():

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import asyncpg
 
 from zart.config import WorkerConfig
+from zart.errors import DatabaseUnreachable
 from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
-from zart.postgres.connection import RECONNECT_TIMEOUT, STATEMENT_TIMEOUT, connect
+from zart.postgres.connection import RECONNECT_TIMEOUT, STATEMENT_TIMEOUT, ServerConnection, connect
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import workers
 from zart.store.migrate import check_schema
@@ -60,7 +61,7 @@ class Session:
             was promoted, and what was kept last may not be there.
     """
 
-    connection: asyncpg.Connection
+    connection: ServerConnection
 
     def __init__(
         self,
@@ -134,6 +135,15 @@ class Session:
         """
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await check_schema(self.connection, self.schema)
+
+    async def check_timeline(self) -> None:
+        """See that the history is the same still. Behind a pooler a link outlives its server.
+
+        Raises:
+            DatabaseUnreachable: another server is the primary.
+        """
+        if await workers.read_timeline(self.connection, self.schema) != self.timeline:
+            raise DatabaseUnreachable("another server has become the primary behind the pooler")
 
     async def close(self) -> None:
         """Forget the identity, if it holds nothing, and close."""

@@ -140,9 +140,11 @@ class Supervisor:
             prepared_statements=self._config.prepared_statements,
         )
         try:
-            self._buckets = (await check_schema(connection, self._schema)).buckets
-            self._knows_buckets.set()
-            yield connection, self._buckets
+            buckets = (await check_schema(connection, self._schema)).buckets
+            if name != "listen":  # it may be told another URL
+                self._buckets = buckets
+                self._knows_buckets.set()
+            yield connection, buckets
         finally:
             connection.terminate()
 
@@ -184,7 +186,7 @@ class Supervisor:
                 async with asyncio.timeout(_LISTEN_CHECK):
                     await lost.wait()
             await connection.execute("select")
-            check_not_demoted(connection, describe(self._dsn))
+            check_not_demoted(connection, describe(self._config.listen_url or self._dsn))
 
     def _on_hint(self, *_: object) -> None:
         self._attendant.hint()

@@ -18,6 +18,7 @@ from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
 from zart.metrics import TICK_DURATION, TICK_ROWS, TICKS, Place
 from zart.model import Verb
+from zart.postgres.connection import STATEMENT_TIMEOUT
 from zart.store.statements import statement
 
 log = logging.getLogger("zart.engine")
@@ -28,6 +29,8 @@ LARGE = 64 * 1024
 
 # A tick that only claims: the first word after idleness, often on a link that has died meanwhile.
 CLAIM_TIMEOUT = 3.0
+# After one without an answer the next may take twice as long, up to this: else a slow server never gets to commit it.
+LONGEST_TIMEOUT = 60.0
 
 # Past the Python function that a named tuple's own __new__ is: half the time.
 _new_row: Callable[[type[CheckpointRow], tuple[Any, ...]], CheckpointRow]
@@ -59,6 +62,7 @@ class TickAnswer:
 
     fenced: bool = False
     lease_live: bool = True
+    lease_left_ns: int = 0
     checkpointed: int = 0
     applied: int = 0
     applied_ids: list[int] | None = None
@@ -81,6 +85,7 @@ class Ticker:
         self._session, self._place, self._kick = session, place, kick
         self._sql = statement("tick", session.schema)
         self._waiting: dict[int, Batch] = {}
+        self._slowness = 1  # doubled by each tick in a row that had no answer in time
         self._loop = asyncio.get_running_loop()
 
     # -- gathering
@@ -169,6 +174,11 @@ class Ticker:
         again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
         self._loop.call_later(pause, self.put_back, again)
 
+    def is_out_of_time(self) -> bool:
+        """A tick had no answer in time: the next one may take twice as long. True for the first such in a row."""
+        self._slowness *= 2
+        return self._slowness == 2
+
     def forget(self) -> None:
         """Drop all that waits."""
         self._waiting.clear()
@@ -198,8 +208,9 @@ class Ticker:
             *columns,
             lanes,
             limit,
-            timeout=None if len(batch) else CLAIM_TIMEOUT,
+            timeout=min(self._slowness * (STATEMENT_TIMEOUT if len(batch) else CLAIM_TIMEOUT), LONGEST_TIMEOUT),
         )
+        self._slowness = 1
         place = self._place
         place.observe(TICK_DURATION, perf_counter() - began)
         place.last_tick_ns = monotonic_ns()
@@ -215,7 +226,7 @@ def _read(rows: list[Any]) -> TickAnswer:
         if what == "claim":
             answer.claims.append(Claimed(row[1], row[2], row[3], row[4], row[5], row[6], row[7]))
         elif what == "fence":
-            answer.fenced, answer.lease_live = False, row[8] == 1
+            answer.fenced, answer.lease_live, answer.lease_left_ns = False, row[8] > 0, row[8] * 1_000_000
         elif what == "checkpointed":
             answer.checkpointed = row[8]
         elif what == "applied":

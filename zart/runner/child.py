@@ -21,6 +21,7 @@ from zart.postgres.connection import connect
 from zart.registry import Lifespan, TaskRegistry, load_registry
 from zart.runner.board import Board
 from zart.runner.options import RunnerOptions
+from zart.store import workers
 from zart.store.migrate import check_schema
 
 EXIT_DRAINED: Final = 0
@@ -76,13 +77,14 @@ async def _check_database(options: RunnerOptions) -> None:
     )
     try:
         await check_schema(connection, options.schema)
+        if options.config.listen_url is not None:
+            database = await workers.read_database(connection, options.schema)
+            await _check_listening(options.config.listen_url, options.schema, database)
     finally:
         await connection.close()
-    if options.config.listen_url is not None:
-        await _check_listening(options.config.listen_url)
 
 
-async def _check_listening(url: str) -> None:
+async def _check_listening(url: str, schema: str, database: str) -> None:
     try:
         connection = await connect(url, application_name="zart runner")
     except DatabaseUnreachable as error:
@@ -93,6 +95,8 @@ async def _check_listening(url: str) -> None:
                 "--listen-url leads through a pooler, where nobody can listen; name the PostgreSQL server itself, or"
                 " leave it out and poll"
             )
+        if await workers.read_database(connection, schema) != database:
+            raise InvalidArgument("--listen-url leads to another database than the database URL; name the same one")
     finally:
         await connection.close()
 

@@ -202,7 +202,7 @@ class Workers:
                     return
             return
         seat = self.seats[self._stall.index]
-        if seat.pid != self._stall.pid:
+        if seat.pid != self._stall.pid or not (seat.killed or self._stall.index in stalled):  # gone, or going on again
             self._stall = None
         elif not seat.killed and (now >= self._stall.until or self._stacks.are_whole()):
             self._report(self._stall, self._board.places[self._stall.index], now)

@@ -80,8 +80,17 @@ async def read_timeline(connection: Connection, schema: str) -> str:
 
     "" where the server does not tell, as some services that are built on PostgreSQL.
     """
+    return await _told(connection, "read_timeline", schema)
+
+
+async def read_database(connection: Connection, schema: str) -> str:
+    """Which database of which cluster the session is in; "" where the server does not tell, as `read_timeline`."""
+    return await _told(connection, "read_database", schema)
+
+
+async def _told(connection: Connection, name: str, schema: str) -> str:
     try:
-        found: str = await connection.fetchval(statement("read_timeline", schema))
+        found: str = await connection.fetchval(statement(name, schema))
     except (asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError, asyncpg.UndefinedFunctionError):
         return ""
     return found

@@ -25,6 +25,10 @@ begin
     return query select 'unknown', null::bigint, null::bigint;
     return;
   end if;
+  if v_root.cancelled_by = p_token then  -- it may have been restarted since
+    return query select 'cancelled', v_root.id, null::bigint;
+    return;
+  end if;
   v_level := array[v_root.id];
   while cardinality(v_level) > 0 loop
     perform 1 from :schema.zart_queue q where q.bucket = p_bucket and q.id = any(v_level) order by q.id for update;
@@ -44,8 +48,10 @@ begin
     end loop;
     if v_first then
       if cardinality(v_gone) = 0 then
+        -- Read again: the same call, sent before, may have waited for the row as this one has.
         return query
-        select case when v_root.cancelled_by = p_token then 'cancelled' else 'already' end, v_root.id, null::bigint;
+        select case when e.cancelled_by = p_token then 'cancelled' else 'already' end, e.id, null::bigint
+        from :schema.zart_executions e where e.bucket = p_bucket and e.id = v_root.id;
         return;
       end if;
       if v_root.parent is not null then

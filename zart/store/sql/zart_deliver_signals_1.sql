@@ -17,6 +17,7 @@ declare
   v_level bigint[];
   v_gone bigint[];
   v_left bigint;
+  v_top boolean;
 begin
   for v_signal in
     select z.ctid, z.id, z.run, z.n from :schema.zart_signals z
@@ -24,6 +25,7 @@ begin
   loop
     v_seen := v_seen + 1;
     v_left := 0;
+    v_top := true;
     select coalesce(array_agg(c.id), '{}') into v_level from :schema.zart_executions c
     where c.bucket = p_bucket and c.parent = v_signal.id and c.parent_run = v_signal.run and c.status = 0
       and (v_signal.n = -1 or not starts_with(c.step_name, 'on_failure/'));
@@ -39,7 +41,16 @@ begin
         set status = 4, epoch = d.epoch, crashes = d.crashes, started_at = d.started_at, finished_at = v_now
         from dropped d where e.bucket = p_bucket and e.id = d.id and e.status = 0)
       select coalesce(array_agg(d.id), '{}') into v_gone from dropped d;
-      select v_left + count(*) into v_left from :schema.zart_queue q where q.bucket = p_bucket and q.id = any(v_level);
+      if v_top then
+        select count(*) into v_left from :schema.zart_queue q where q.bucket = p_bucket and q.id = any(v_level);
+      else  -- what is locked has lost its parent here: word is left for it, as it is under no parent that lives
+        insert into :schema.zart_signals(bucket, id, run, n)
+        select distinct p_bucket, c.parent, c.parent_run, -1
+        from :schema.zart_queue q, lateral (select e.parent, e.parent_run from :schema.zart_executions e
+                                            where e.bucket = p_bucket and e.id = q.id offset 0) c
+        where q.bucket = p_bucket and q.id = any(v_level);
+      end if;
+      v_top := false;
       select coalesce(array_agg(c.id), '{}') into v_level
       from :schema.zart_executions c where c.bucket = p_bucket and c.parent = any(v_gone) and c.status = 0;
     end loop;

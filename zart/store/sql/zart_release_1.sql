@@ -3,8 +3,8 @@
 --   its timeout.
 -- Parameters: p_bucket, p_execution_id; p_token of the call, null if it is not sent again. Rows: one: what = released,
 --   also when the same call released it when it was sent before; refused (it is not quarantined); told (its parent has
---   its end already; execution_id: the root of the tree); unknown.
--- Locks, all waited for: its record; its children's queue rows, in order of id, so that each child ends either before,
+--   its end already, or has ended; execution_id: the root of the tree); unknown.
+-- Locks, all waited for: its record; its parent's queue row for key share; its children's queue rows, in order of id, so that each child ends either before,
 --   and is counted here, or finds its parent's queue row; the signals left for it, which have lost their meaning.
 -- Index: unique index on execution_id, primary keys, zart_executions_child; zart_signals is small.
 create function :schema.zart_release_1(p_bucket smallint, p_execution_id text, p_token bigint default null)
@@ -20,6 +20,7 @@ declare
   v_started_at timestamptz;
   v_parent bigint;
   v_done int;
+  v_lives boolean := true;
   v_it record;
 begin
   execution_id := p_execution_id;
@@ -30,9 +31,14 @@ begin
   if not found then what := 'unknown'; return next; return; end if;
   if v_it.started_by = p_token then what := 'released'; return next; return; end if;
   if v_it.status <> 5 then what := 'refused'; return next; return; end if;
-  if exists (select from :schema.zart_tasks t
-             where t.bucket = p_bucket and t.id = v_it.parent and t.run = v_it.parent_run
-               and t.step_key = v_it.parent_key)
+  if v_it.parent is not null then
+    perform 1 from :schema.zart_queue q
+    where q.bucket = p_bucket and q.id = v_it.parent and q.run = v_it.parent_run for key share;
+    v_lives := found;
+  end if;
+  if not v_lives or exists (select from :schema.zart_tasks t
+                            where t.bucket = p_bucket and t.id = v_it.parent and t.run = v_it.parent_run
+                              and t.step_key = v_it.parent_key)
   then
     what := 'told';
     v_parent := v_it.parent;

@@ -18,7 +18,7 @@ begin
   with again as (
     update :schema.zart_executions e
     set run = e.run + 1, status = 0, attempt = 0, crashes = 0, output = null, error = null, deadline = v_deadline,
-        started_at = null, finished_at = null, started_by = p_token, cancelled_by = null
+        started_at = null, finished_at = null, started_by = p_token
     where e.bucket = p_bucket and e.execution_id = p_execution_id and e.status <> 0
       and (e.started_by = p_token) is not true
     returning e.id, e.run, e.epoch, e.lane, e.priority)

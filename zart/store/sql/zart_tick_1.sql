@@ -4,7 +4,7 @@
 --   rotated by the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
 --   park, 3 put off, 4 retry, 5 handle (it has failed: keep that, and free it for its failure handler). t_seen of a
 --   finish: how many children of earlier passes nobody wants any more; they end with it.
--- Rows: fence (none: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
+-- Rows: fence (extra: milliseconds left of the lease; no such row: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
 --   parents and failed executions that may go on), wake (parents held by this worker of which a child has ended),
 --   claim.
 -- Locks: own worker row for key share; queue rows `skip locked`, never waited for. Each inner statement sees the one
@@ -29,6 +29,7 @@ as $$
 declare
   v_now timestamptz := now();
   v_live boolean;
+  v_left int;
   v_count int;
   v_more int;
   m_id bigint[]; m_epoch int[]; m_run int[]; m_verb smallint[]; m_seen int[]; m_done_at int[]; m_due float8[];
@@ -37,10 +38,11 @@ declare
   p_id bigint[]; p_run int[]; p_n int[];
   v_told bigint[]; v_ours bigint[];
 begin
-  select w.lease_until > clock_timestamp() into v_live
+  select greatest(0, extract(epoch from w.lease_until - clock_timestamp()) * 1000)::int into v_left
   from :schema.zart_workers w where w.bucket = p_bucket and w.id = p_worker and not w.dead for key share;
   if not found then return; end if;
-  what := 'fence'; extra := v_live::int; return next;
+  v_live := v_left > 0;
+  what := 'fence'; extra := v_left; return next;
 
   if cardinality(c_id) > 0 then
     -- Conflicts are rare (a tick sent twice): the plain insert costs the server a quarter less than `on conflict`.
