@@ -367,7 +367,7 @@ async def test_a_body_ends_in_a_loop_whose_tasks_begin_at_once(database: Databas
     loop = asyncio.get_running_loop()
     async with Engine(database, [eager], config=WorkerConfig(lease_timeout="1h", park_grace="50ms")) as engine:
         await eventually(lambda: engine.loops[0].place.ready)
-        follower: Any = loop.get_task_factory()
+        follower: Any = await eventually(loop.get_task_factory)
         follower.before = getattr(asyncio, "eager_task_factory", begin_at_once)
         try:
             await engine.start("x", eager)

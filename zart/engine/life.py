@@ -6,6 +6,7 @@ When a turn has to stop, every further zart call in its body raises `Suspended` 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -258,7 +259,8 @@ class TurnLife:
             task.cancel()
         if self.main is not None:
             self.main.cancel()
-            self.abandon_timer = self.loop.call_later(ABANDON_AFTER, self._abandon)
+            # Not in the body's context, which has the turn: asyncio keeps that of a cancelled timer until it was due.
+            self.abandon_timer = self.loop.call_later(ABANDON_AFTER, self._abandon, context=contextvars.Context())
 
     def _abandon(self) -> None:
         if self.main is not None and not self.main.done() and not self.ended:

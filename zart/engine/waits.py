@@ -8,6 +8,7 @@ wait_for_event   a row that says since when and until when; then the event's own
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -105,19 +106,27 @@ async def pause(turn: Turn, due: float, heard: asyncio.Future[Any] | None = None
     assert task is not None
     if due > now:
         turn.waits[task], turn.waiting_since = due, now
+        over: asyncio.Future[None] = turn.loop.create_future()
+        timer = None
+        if due != math.inf:  # not in this context, which has the turn: asyncio keeps that of timers that were cancelled
+            timer = turn.loop.call_later(due - now, _end, over, context=contextvars.Context())
         try:
             grace = turn.host.grace
             if due - now > grace and (heard is None or not grace):
                 turn.put_down()
-            if heard is None:
-                await asyncio.sleep(due - now)
-            else:
-                await asyncio.wait({heard}, timeout=None if due == math.inf else due - now)
+            await (over if heard is None else asyncio.wait({heard, over}, return_when=asyncio.FIRST_COMPLETED))
         except asyncio.CancelledError:
             if turn.cut:
                 raise turn.suspended() from None
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             del turn.waits[task]
     if turn.stop is not None:
         await turn.step_aside()
+
+
+def _end(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
