@@ -26,7 +26,7 @@ from zart.engine.session import Held, Session
 from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
 from zart.engine.tasks import follow_tasks, leave_tasks
-from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
+from zart.engine.ticker import BUSY_PAUSE, CLAIM_TIMEOUT, TickAnswer, Ticker
 from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
@@ -367,7 +367,10 @@ class WorkerLoop:
         if not self._lanes:
             pairs = [(spec.queue, spec.task_name) for spec in self.registry.values()]
             await queue.add_lanes(session.connection, session.schema, pairs)
-        served = await queue.lanes_served(session.connection, session.schema, session.task_names, queues)
+        # Often the first word after idleness, on a link that has died meanwhile.
+        served = await queue.lanes_served(
+            session.connection, session.schema, session.task_names, queues, self.rows.patience(CLAIM_TIMEOUT)
+        )
         self._lanes = list(served)
         self._queues |= served
         self._lanes_read_at = self._loop.time()

@@ -27,7 +27,7 @@ log = logging.getLogger("zart.engine")
 BUSY_PAUSE, LONGEST_BUSY_PAUSE = 0.02, 1.0
 LARGE = 64 * 1024
 
-# A tick that only claims: the first word after idleness, often on a link that has died meanwhile.
+# A tick that only claims is often the first word after idleness, on a link that has died meanwhile.
 CLAIM_TIMEOUT = 3.0
 # After one without an answer the next may take twice as long, up to this: else a slow server never gets to commit it.
 LONGEST_TIMEOUT = 60.0
@@ -174,6 +174,10 @@ class Ticker:
         again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
         self._loop.call_later(pause, self.put_back, again)
 
+    def patience(self, timeout: float) -> float:
+        """Seconds that a statement may take for which `timeout` is enough on a server that is not slow."""
+        return min(self._slowness * timeout, LONGEST_TIMEOUT)
+
     def is_out_of_time(self) -> bool:
         """A tick had no answer in time: the next one may take twice as long. True for the first such in a row."""
         self._slowness *= 2
@@ -208,7 +212,7 @@ class Ticker:
             *columns,
             lanes,
             limit,
-            timeout=min(self._slowness * (STATEMENT_TIMEOUT if len(batch) else CLAIM_TIMEOUT), LONGEST_TIMEOUT),
+            timeout=self.patience(STATEMENT_TIMEOUT if len(batch) else CLAIM_TIMEOUT),
         )
         self._slowness = 1
         place = self._place

@@ -115,10 +115,18 @@ async def find_lanes(
 
 
 async def lanes_served(
-    connection: Connection, schema: str, task_names: Sequence[str], queues: Sequence[str] | None
+    connection: Connection,
+    schema: str,
+    task_names: Sequence[str],
+    queues: Sequence[str] | None,
+    timeout: float | None = None,
 ) -> dict[int, str]:
-    """Lanes of these tasks in these queues (None: all queues), in order of number; each with its queue."""
-    rows = await connection.fetch(statement("lanes_served", schema), task_names, queues)
+    """Lanes of these tasks in these queues (None: all queues), in order of number; each with its queue.
+
+    Args:
+        timeout: seconds, None for the connection's own.
+    """
+    rows = await connection.fetch(statement("lanes_served", schema), task_names, queues, timeout=timeout)
     return {row[0]: row[1] for row in rows}
 
 
