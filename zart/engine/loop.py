@@ -570,13 +570,17 @@ class WorkerLoop:
             if self.turns and self._session.buckets > 1 and beats % self._beats_per_poll == 0:
                 self._hungry.update(range(self._session.buckets))  # it may tick in one of them only
                 self._kick()
-            waiting = [turn for turn in self.turns.values() if turn.waits]
-            if self.turns and (beats % LOOK_EVERY == 0 or waiting):
+            if self._rest_waiting() or (self.turns and beats % LOOK_EVERY == 0):
                 self._look_due = True
                 self._kick()
-            now = self._loop.time()
-            for turn in waiting:
-                turn.rest(now)
+
+    def _rest_waiting(self) -> bool:
+        """Put down what has waited long enough; True when any waits. A turn that is put down is held by nothing here."""
+        waiting = [turn for turn in self.turns.values() if turn.waits]
+        now = self._loop.time()
+        for turn in waiting:
+            turn.rest(now)
+        return bool(waiting)
 
 
 def _lane_of(turn: Turn, child: Child) -> tuple[str, str]:
