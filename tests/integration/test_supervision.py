@@ -97,12 +97,14 @@ async def test_all_stalled_workers_are_reported_each_with_its_own_stack(orders: 
 
 async def test_workers_are_recycled_by_age_one_at_a_time(orders: Path) -> None:
     with stand_ins(orders, procs=3, max_age=1.0) as fleet:
-        await _replaced(orders, await workers_of(orders, 3))
+        old = await workers_of(orders, 3)
+        # How many live at one moment tells nothing: on a slow machine there is always one that is being replaced.
+        await eventually(lambda: not any(map(is_alive, old)) and len(list(orders.glob("worker-*"))) >= 6)
+        company = _company(orders)[3:]  # without the first forks
         code, words, log = fleet.stop()
     assert (code, words["DEATHS"]) == (0, 0)
     assert words["FORKS"] >= 6
     assert "is replaced (its age)" in log
-    company = _company(orders)[3:-3]  # without the first forks and the last ends
     assert set(company) == {2}
     assert {death.partition("[")[2] for death in deaths_in(orders)} == {"]"}
 

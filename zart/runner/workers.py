@@ -69,6 +69,7 @@ class Workers:
         self._watchdog = Watchdog(options.stall_seconds)
         self._stall: _Stall | None = None
         self._outdated: set[int] = set()
+        self._last_replaced = -1
 
     @property
     def are_gone(self) -> bool:
@@ -130,10 +131,10 @@ class Workers:
 
     def replace_due(self, now: float) -> None:
         """Have one worker drain that is to go, if all are at work."""
-        fleet = range(self.size)
-        if any(self.seats[i].leaving_until is not None or not self._board.places[i].ready for i in fleet):
+        if any(self.seats[i].leaving_until is not None or not self._board.places[i].ready for i in range(self.size)):
             return
-        for index in fleet:
+        for turn in range(self.size):
+            index = (self._last_replaced + 1 + turn) % self.size  # one that has to go all the time leaves room for others
             seat = self.seats[index]
             why = (
                 "new code" if seat.pid in self._outdated else self._lives[index].is_over(self._board.places[index], now)
@@ -141,6 +142,7 @@ class Workers:
             if why:
                 _log.info("worker %d is replaced (%s)", index, why)
                 self._leave(seat)
+                self._last_replaced = index
                 return
         if self._outdated:
             self._outdated.clear()
