@@ -276,13 +276,11 @@ async def test_with_a_listen_url_work_is_heard_of_past_the_pooler(
         " --no-prepared-statements"
     )
 
-    async def all_idle() -> bool:
-        return await connection.fetchval(
+    async with shell.running(line, environment={"EFFECTS_DSN": made.dsn}) as runner:
+        idle = (
             "select count(distinct id) = 2 and bool_and(idle) from zart.zart_workers"  # a row of each in every bucket
         )
-
-    async with shell.running(line, environment={"EFFECTS_DSN": made.dsn}) as runner:
-        await eventually(all_idle)
+        await eventually(lambda: connection.fetchval(idle))
         assert await _sessions_that_listen(connection) == 1
         async with zart.PostgresScheduler.connect(dsn, prepared_statements=False) as scheduler:
             await scheduler.start_and_wait_for(workflows.sum_up, "s", 1, timeout=30)

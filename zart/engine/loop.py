@@ -575,7 +575,7 @@ class WorkerLoop:
                 self._kick()
 
     def _rest_waiting(self) -> bool:
-        """Put down what has waited long enough; True when any waits. A turn that is put down is held by nothing here."""
+        """Put down what has waited long enough; True when any waits. No name here outlives this and holds a turn."""
         waiting = [turn for turn in self.turns.values() if turn.waits]
         now = self._loop.time()
         for turn in waiting:

@@ -133,8 +133,10 @@ class Workers:
         """Have one worker drain that is to go, if all are at work."""
         if any(self.seats[i].leaving_until is not None or not self._board.places[i].ready for i in range(self.size)):
             return
-        for turn in range(self.size):
-            index = (self._last_replaced + 1 + turn) % self.size  # one that has to go all the time leaves room for others
+        for step in range(1, self.size + 1):
+            index = (
+                self._last_replaced + step
+            ) % self.size  # else one that has to go all the time keeps out the others
             seat = self.seats[index]
             why = (
                 "new code" if seat.pid in self._outdated else self._lives[index].is_over(self._board.places[index], now)
