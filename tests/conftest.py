@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-pytest_plugins = ["tests.support.database"]
+pytest_plugins = ["tests.support.database", "tests.support.tree"]
 
 # A shell starts what runs in its background with some of these ignored, and a process that a test starts and signals
 # would inherit that.

@@ -26,6 +26,17 @@ async def _caught_up(primary: asyncpg.Connection) -> None:
     await primary.execute("select pg_reload_conf()")
 
 
+async def _promote(replica: Server) -> Database:
+    """Have the replica be the primary, which waits for no other."""
+    replica.promote()
+    database = Database(replica.dsn, buckets=1)
+    connection = await database.connect()
+    await connection.execute("alter system reset synchronous_standby_names")
+    await connection.execute("select pg_reload_conf()")
+    await connection.close()
+    return database
+
+
 async def _is_left(server: asyncpg.Connection) -> bool:
     """Nobody is connected any more, but for idle connections of the pool for steps' transactions, which end in time."""
     text = "select count(*) = 0 from pg_stat_activity where application_name like 'zart %' and application_name <> $1"
@@ -37,19 +48,13 @@ async def test_the_primary_dies_and_its_replica_is_promoted(tmp_path: Path) -> N
     with a_server() as first:
         database = await first.database()
         with a_server(standby_of=first) as second:
-            promoted = Database(second.dsn, buckets=1)
             connection = await database.connect()
             await _caught_up(connection)
             async with Trouble(_both(first, second), database, tmp_path) as trouble:
                 await trouble.load("before")
                 await trouble.load("writing", 8, task_name="writing")
                 first.stop("immediate")
-                second.promote()
-                trouble.database = promoted
-                reset = await promoted.connect()
-                await reset.execute("alter system reset synchronous_standby_names")
-                await reset.execute("select pg_reload_conf()")
-                await reset.close()
+                trouble.database = await _promote(second)
                 print(f"{await trouble.back_at_work():.2f} s")
                 await trouble.check()
 
@@ -59,7 +64,6 @@ async def test_a_primary_that_is_demoted_is_left(tmp_path: Path) -> None:
     with a_server() as first:
         database = await first.database()
         with a_server(standby_of=first) as second:
-            promoted = Database(second.dsn, buckets=1)
             connection = await database.connect()
             await _caught_up(connection)
             scheduler = await PostgresScheduler.connect(_both(first, second).dsn)
@@ -70,12 +74,7 @@ async def test_a_primary_that_is_demoted_is_left(tmp_path: Path) -> None:
                 waiting = asyncio.create_task(scheduler.wait("waited-for", timeout="30s"))
                 await connection.execute("alter system set default_transaction_read_only = on")
                 await connection.execute("select pg_reload_conf()")
-                second.promote()
-                trouble.database = promoted
-                reset = await promoted.connect()
-                await reset.execute("alter system reset synchronous_standby_names")
-                await reset.execute("select pg_reload_conf()")
-                await reset.close()
+                trouble.database = await _promote(second)
                 print(f"{await trouble.back_at_work():.2f} s")
                 assert (await scheduler.start("client", "steady", 0)).created
                 trouble.started.add("client")

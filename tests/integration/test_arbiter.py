@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,6 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, is_alive
 from tests.support.tree import control_of, deaths_in, living, stand_ins, workers_of
-
-
-@pytest.fixture
-def orders(tmp_path: Path) -> Path:
-    """The directory that tells the stand-ins what to do, and in which they tell what they did."""
-    return tmp_path
-
-
-@pytest.fixture
-def fleet(orders: Path) -> Iterator[Fleet]:
-    with stand_ins(orders) as running:
-        yield running
 
 
 async def test_a_dead_worker_is_reported_and_replaced(fleet: Fleet, orders: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, is_alive
 from tests.support.tree import control_of, deaths_in, living, order, stand_ins, workers_of
 from zart.runner.recycling import resident_bytes
-
-
-@pytest.fixture
-def orders(tmp_path: Path) -> Path:
-    """The directory that tells the stand-ins what to do, and in which they tell what they did."""
-    return tmp_path
-
-
-@pytest.fixture
-def fleet(orders: Path) -> Iterator[Fleet]:
-    with stand_ins(orders) as running:
-        yield running
 
 
 async def _replaced(orders: Path, old: list[int]) -> list[int]:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, is_alive
 
 _NOWHERE = Database("postgresql://nobody@127.0.0.1:1/nowhere")
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Path:
+    """The directory that tells the stand-ins what to do, and in which they tell what they did."""
+    return tmp_path
+
+
+@pytest.fixture
+def fleet(orders: Path) -> Iterator[Fleet]:
+    """A runner of two stand-ins."""
+    with stand_ins(orders) as running:
+        yield running
 
 
 def stand_ins(

@@ -117,13 +117,8 @@ def cancel(
     async def work(scheduler: PostgresScheduler) -> bool:
         return await scheduler.cancel(execution_id)
 
-    cancelled = ask(database_url, embedded, schema, work, makes_data=False)
-    if as_json:
-        print_json({"execution_id": execution_id, "cancelled": cancelled})
-    elif cancelled:
-        print(f"cancelled {one_line(execution_id)}")
-    if not cancelled:
-        raise Failed(f"{one_line(execution_id)} had ended already; `zart status` shows how")
+    done = ask(database_url, embedded, schema, work, makes_data=False)
+    _say_whether(done, "cancelled", execution_id, "had ended already; `zart status` shows how", as_json=as_json)
 
 
 def release(
@@ -141,13 +136,17 @@ def release(
     async def work(scheduler: PostgresScheduler) -> bool:
         return await scheduler.release(execution_id)
 
-    released = ask(database_url, embedded, schema, work, makes_data=False)
+    done = ask(database_url, embedded, schema, work, makes_data=False)
+    _say_whether(done, "released", execution_id, "is not quarantined; `zart status` shows how it is", as_json=as_json)
+
+
+def _say_whether(done: bool, what: str, execution_id: str, why_not: str, *, as_json: bool) -> None:
     if as_json:
-        print_json({"execution_id": execution_id, "released": released})
-    elif released:
-        print(f"released {one_line(execution_id)}")
-    if not released:
-        raise Failed(f"{one_line(execution_id)} is not quarantined; `zart status` shows how it is")
+        print_json({"execution_id": execution_id, what: done})
+    elif done:
+        print(f"{what} {one_line(execution_id)}")
+    if not done:
+        raise Failed(f"{one_line(execution_id)} {why_not}")
 
 
 def list_(
