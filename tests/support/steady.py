@@ -25,8 +25,8 @@ class Effect:
 
 
 def effects_in(file: Path) -> list[Effect]:
-    """What the steps have left."""
-    lines = [line.split() for line in file.read_text().splitlines()]
+    """What the steps have left. Of the line that is being written, a reader may see a part: it is left out."""
+    lines = [line.split() for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return [Effect(line[0], line[1], int(line[2]), float(line[3])) for line in lines]
 
 
