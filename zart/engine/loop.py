@@ -6,7 +6,6 @@ open -> [ claim and commit in one tick -> load what was claimed -> run bodies ] 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,17 +15,18 @@ from typing import Any
 import asyncpg
 
 from zart.config import WorkerConfig
-from zart.engine.batch import Batch, ChildRow, parts_of
+from zart.engine.batch import Batch
 from zart.engine.children import Child
+from zart.engine.lanes import Lanes
 from zart.engine.load import Loader
+from zart.engine.look import Looker
 from zart.engine.polling import is_worth_a_claim
-from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.resolve import Resolver
 from zart.engine.session import Held, Session
 from zart.engine.signals import Stop
 from zart.engine.spec import DurableSpec
 from zart.engine.tasks import follow_tasks, leave_tasks
-from zart.engine.ticker import BUSY_PAUSE, CLAIM_TIMEOUT, TickAnswer, Ticker
+from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
@@ -34,16 +34,13 @@ from zart.metrics import ALONE, ASKED, CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_
 from zart.model import Verb
 from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
-from zart.store import journal, queue, workers
+from zart.store import journal, workers
 
 log = logging.getLogger("zart.engine")
 
 BEAT = 0.1
-BRIEFLY_NS = 100_000_000  # what a look has seen holds for at least so long; a tick tells what is left of the lease
 ASK_EVERY = 0.02  # a worker that ticks anyway
 LOOK_EVERY = 2  # beats; every one when bodies wait
-ALWAYS = -1  # a number of wake-ups that never is
-LOOK_AT_TURNS_OLDER_THAN = 0.5
 LAST_TICKS = 3.0
 
 
@@ -84,25 +81,19 @@ class WorkerLoop:
             task_names=sorted(registry),
             host=host,
         )
-        self.sure_until: list[int] = []
+        self.sure_until: Sequence[int] = ()
         self._trust = round(config.lease_seconds / 2 * 1e9)
-        self._doubts: list[asyncio.Future[None]] = []
         self._questions: list[asyncio.Future[datetime]] = []
         self._sleeper: asyncio.Future[None] | None = None
         self._hungry: set[int] = set()
         self._asked: dict[int, float] = {}  # the loop's time of the last claim in a bucket
         self._alone: Turn | None = None
-        self._lanes: list[int] = []
-        self._queues: dict[int, str] = {}
-        self._lane_numbers: dict[tuple[str, str], int] = {}
-        self._unplaced: list[tuple[Turn, Sequence[tuple[Child, bytes]], asyncio.Future[Any]]] = []
         self._hints: set[int] = set()
-        self._lanes_read_at = self._timeline_at = float("-inf")
+        self._timeline_at = float("-inf")
         self._bucket = 0
         self._signals_left: set[int] = set()
         self._lease_due = False
         self._turn_about = self._woken = 0
-        self._look_due = False
         self._draining = self._running = self._over = False
         self._beats_per_poll = max(1, round(config.poll_seconds / BEAT))
 
@@ -117,12 +108,16 @@ class WorkerLoop:
         self._loop = asyncio.get_running_loop()
         if not await self._open():
             return
-        self.sure_until = [0] * self._session.buckets
         self._running = True
         self.rows = Ticker(self._session, self.place, self._kick)
         self.transactions = Transactions(self._session, self.config, self._lose)
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt, self.transactions.leave_server)
-        self._loader = Loader(self._session, self.rows, self.registry, self._queues, self.config, self._resolver.lose)
+        self._lanes = Lanes(self._session, self.rows, self.registry, self.config)
+        self._loader = Loader(
+            self._session, self.rows, self.registry, self._lanes.queues, self.config, self._resolver.lose
+        )
+        self._looker = Looker(self._session, self.turns, self._notice_loss)
+        self.sure_until = self._looker.sure_until
         self.wake()
         follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
@@ -223,8 +218,8 @@ class WorkerLoop:
     def _has_work(self) -> bool:
         if self._alone is not None and self.turns.get(self._alone.id) is not self._alone:
             self._alone, self.place.alone = None, 0
-        between = self._questions or self._doubts or self._look_due or self._lease_due or self._signals_left
-        waiting = self._loader.waiting or self._unplaced or self._hints or self._is_to_run_alone()
+        between = self._questions or self._looker.is_wanted() or self._lease_due or self._signals_left
+        waiting = self._loader.waiting or self._lanes.has_unplaced() or self._hints or self._is_to_run_alone()
         return bool(between or waiting or self.rows.buckets_waiting() or self._wanted_bucket() is not None)
 
     def _is_to_run_alone(self) -> bool:
@@ -252,16 +247,16 @@ class WorkerLoop:
         # Nobody wakes a worker that ticks: it looks for work by itself.
         asks = bucket in self._hungry or self._loop.time() - self._asked.get(bucket, 0.0) >= ASK_EVERY
         if asks:
-            await self._refresh_lanes()
+            await self._lanes.refresh()
         batch = self.rows.take(bucket)
         free = self._free_slots(batch) if asks else 0
         if free:
             self._asked[bucket] = self._loop.time()
         woken, asked = self._woken, monotonic_ns()
-        answer = await self._resolver.commit(batch, self._lanes if free else [], free)
+        answer = await self._resolver.commit(batch, self._lanes.claimed if free else [], free)
         if answer is None:
             return
-        self.sure_until[bucket] = asked + min(answer.lease_left_ns, self._trust)
+        self._looker.sure_until[bucket] = asked + min(answer.lease_left_ns, self._trust)
         if batch.children or answer.risen:
             self._rouse(bucket)
         elif free and len(answer.claims) == free:
@@ -273,7 +268,7 @@ class WorkerLoop:
     async def _run_alone(self) -> None:
         """The supervisor has asked for it, and this worker is empty: take one execution that is set apart."""
         self.place.alone = 0  # it is asked again if there are more
-        await self._refresh_lanes()
+        await self._lanes.refresh()
         for bucket in range(self._session.buckets):
             if not self.turns:
                 await self._claim_apart(bucket)
@@ -284,7 +279,7 @@ class WorkerLoop:
         if answer.signals_left:
             self._signals_left.add(bucket)
         if any(self.turns[id].family.waits for id in answer.woken if id in self.turns):
-            self._look_due = True
+            self._looker.due = True
         place = self.place
         for claim in answer.claims:
             place.observe(CLAIM_LATENCY, claim.waited)
@@ -300,7 +295,7 @@ class WorkerLoop:
 
     async def _claim_apart(self, bucket: int) -> None:
         """Executions set apart after a crash run only in a worker that holds nothing else, one at a time."""
-        answer = await self._resolver.commit(Batch(bucket), [-lane for lane in self._lanes], 1)
+        answer = await self._resolver.commit(Batch(bucket), [-lane for lane in self._lanes.claimed], 1)
         if answer is None:
             return
         self._accept(bucket, answer, 0)
@@ -311,6 +306,11 @@ class WorkerLoop:
 
     def _lose(self, turn: Turn) -> None:
         self._resolver.lose(turn)
+
+    def _notice_loss(self, turn: Turn) -> None:
+        """A look found a claim gone."""
+        self._resolver.lose(turn)
+        self._hungry.add(turn.bucket)  # a tick tells whether the identity is gone too
 
     def _hold(self, turn: Turn) -> None:
         before = self.turns.get(turn.id)
@@ -358,70 +358,24 @@ class WorkerLoop:
         self._turn_about = (self._turn_about + 1) % (len(waiting) + (wanted is not None))
         return waiting[self._turn_about] if self._turn_about < len(waiting) else wanted or 0
 
-    async def _refresh_lanes(self) -> None:
-        """Rotate the lanes; once per poll interval look for those that starts in queues unused before have made."""
-        if self._loop.time() - self._lanes_read_at < self.config.poll_seconds:
-            self._lanes = self._lanes[1:] + self._lanes[:1]
-            return
-        session, queues = self._session, self.config.queues
-        if not self._lanes:
-            pairs = [(spec.queue, spec.task_name) for spec in self.registry.values()]
-            await queue.add_lanes(session.connection, session.schema, pairs)
-        # Often the first word after idleness, on a link that has died meanwhile.
-        served = await queue.lanes_served(
-            session.connection, session.schema, session.task_names, queues, self.rows.patience(CLAIM_TIMEOUT)
-        )
-        self._lanes = list(served)
-        self._queues |= served
-        self._lanes_read_at = self._loop.time()
-
     def serves(self, task_name: str) -> bool:
         """Host.serves."""
         return task_name in self.registry
 
     def make_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
         """Host.make_children."""
-        if all(_lane_of(turn, child) in self._lane_numbers for child, _ in children):
-            return self._send_children(turn, children)
-        made: asyncio.Future[Any] = self._loop.create_future()
-        self._unplaced.append((turn, children, made))
-        self._kick()
-        return made
-
-    def _send_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
-        rows = [
-            ChildRow(
-                child.key,
-                child.spec.name,
-                child.spec.task_name,
-                self._lane_numbers[_lane_of(turn, child)],
-                turn.priority if child.spec.priority is None else child.spec.priority,
-                data,
-                child.spec.max_retries,
-                child.spec.timeout,
-            )
-            for child, data in children
-        ]
-        return asyncio.gather(*(self.rows.make_children(turn, part) for part in parts_of(rows)))
-
-    async def _place_children(self) -> None:
-        """Find the lanes of children whose queue and task were not seen here before."""
-        session, unplaced = self._session, list(self._unplaced)  # others may come while the database is asked
-        pairs = {_lane_of(turn, child) for turn, children, _ in unplaced for child, _ in children}
-        self._lane_numbers |= await queue.add_lanes(session.connection, session.schema, pairs)
-        self._lanes_read_at = float("-inf")
-        self._unplaced = self._unplaced[len(unplaced) :]
-        for turn, children, made in unplaced:
-            if not made.done() and not turn.ended:
-                self._send_children(turn, children).add_done_callback(functools.partial(_pass_on, made))
+        sent = self._lanes.send(turn, children)
+        if sent is None:
+            sent = self._lanes.send_when_placed(turn, children)
+            self._kick()
+        return sent
 
     async def make_sure(self, turn: Turn) -> None:
         """Host.make_sure. A process that stood still for a while asks before it begins anything."""
         while monotonic_ns() > self.sure_until[turn.bucket]:
-            doubt: asyncio.Future[None] = self._loop.create_future()
-            self._doubts.append(doubt)
+            seen = self._looker.doubt()
             self._kick()
-            await doubt
+            await seen
 
     async def _send_hints(self) -> None:
         session, buckets = self._session, self._hints
@@ -439,8 +393,8 @@ class WorkerLoop:
     # -- between ticks
 
     async def _between_ticks(self) -> None:
-        if self._unplaced:
-            await self._place_children()
+        if self._lanes.has_unplaced():
+            await self._lanes.place()
         if self._hints:
             await self._send_hints()
         if self._questions:
@@ -449,9 +403,8 @@ class WorkerLoop:
             await self._renew_own_lease()
         if self._signals_left:
             await self._deliver_signals()
-        if self._look_due or self._doubts:
-            self._look_due = False
-            await self._look()
+        if self._looker.is_wanted():
+            await self._looker.look()
         if self._session.connection.pooled and self._loop.time() >= self._timeline_at:
             self._timeline_at = self._loop.time() + self.config.poll_seconds
             await self._session.check_timeline()
@@ -486,68 +439,9 @@ class WorkerLoop:
         self._signals_left.add(bucket)
         self._kick()
 
-    async def _look(self) -> None:
-        """Waiting turns hear here of events, and those that have gone on for a while that they were cancelled."""
-        before, doubts = self._loop.time() - LOOK_AT_TURNS_OLDER_THAN, self._doubts[:]
-        for bucket in range(self._session.buckets):
-            asked = monotonic_ns()
-            turns = [
-                turn
-                for turn in self.turns.values()
-                if turn.bucket == bucket
-                and turn.main is not None
-                and (doubts or turn.events or turn.family.waits or turn.began < before)
-            ]
-            if turns:
-                await self._look_at(bucket, turns)
-            if doubts:
-                self.sure_until[bucket] = max(self.sure_until[bucket], asked + BRIEFLY_NS)
-        del self._doubts[: len(doubts)]
-        for doubt in doubts:
-            if not doubt.done():
-                doubt.set_result(None)
-
-    async def _look_at(self, bucket: int, turns: Sequence[Turn]) -> None:
-        session = self._session
-        wakes = await queue.look(
-            session.connection,
-            session.schema,
-            bucket,
-            session.worker_id,
-            [turn.id for turn in turns],
-            [turn.epoch for turn in turns],
-            [ALWAYS if turn.unread else turn.seen for turn in turns],
-            [turn.family.awaited() for turn in turns],
-        )
-        self.place.last_tick_ns = monotonic_ns()
-        told: list[tuple[Turn, int, list[int]]] = []
-        for turn in turns:
-            if turn.id not in wakes or turn.ended:
-                continue
-            count = wakes[turn.id]
-            if count is None:
-                self._resolver.lose(turn)
-                self._hungry.add(bucket)  # a tick tells whether the identity is gone too
-            elif keys := [*turn.events, *turn.family.unknown()]:
-                told.append((turn, count, keys))
-        if told:
-            await self._read_awaited(bucket, told)
-
-    async def _read_awaited(self, bucket: int, told: Sequence[tuple[Turn, int, list[int]]]) -> None:
-        """Read what turns wait for, after their counters: so an event that comes in between is read again."""
-        session = self._session
-        asked = [(turn.id, turn.run, key) for turn, _, keys in told for key in keys]
-        ids, runs, keys = (list(column) for column in zip(*asked, strict=True))
-        found: dict[int, dict[int, Checkpoint]] = {}
-        for row in await queue.read_checkpoints(session.connection, session.schema, bucket, ids, runs, keys):
-            found.setdefault(row["id"], {})[row["step_key"]] = checkpoint_of(row)
-        for turn, count, looked_for in told:
-            if not turn.ended:
-                turn.hear(count, found.get(turn.id, {}), looked_for)
-
     def look_for_events(self) -> None:
         """Host.look_for_events."""
-        self._look_due = True
+        self._looker.due = True
         self._kick()
 
     @property
@@ -571,7 +465,7 @@ class WorkerLoop:
                 self._hungry.update(range(self._session.buckets))  # it may tick in one of them only
                 self._kick()
             if self._rest_waiting() or (self.turns and beats % LOOK_EVERY == 0):
-                self._look_due = True
+                self._looker.due = True
                 self._kick()
 
     def _rest_waiting(self) -> bool:
@@ -581,13 +475,3 @@ class WorkerLoop:
         for turn in waiting:
             turn.rest(now)
         return bool(waiting)
-
-
-def _lane_of(turn: Turn, child: Child) -> tuple[str, str]:
-    """Queue and task that a child is claimed by."""
-    return turn.queue if child.spec.queue is None else child.spec.queue, child.spec.task_name
-
-
-def _pass_on(made: asyncio.Future[Any], sent: asyncio.Future[Any]) -> None:
-    if not made.done() and not sent.cancelled():
-        made.set_result(None)

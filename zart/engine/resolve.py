@@ -107,7 +107,7 @@ class Resolver:
         if error is not None and is_silence(error):
             self.session.lost = True  # nothing may be committed on other connections from here on
             # A server that is only slow is not left again and again: steps' transactions would never come to an end.
-            if not isinstance(error, TimeoutError) or self.ticker.is_out_of_time():
+            if not isinstance(error, TimeoutError) or self.ticker.is_out_of_time(batch.bucket):
                 await self.leave_server()
         while True:
             log.warning("worker %d begins anew under another id", self.session.worker_id)

@@ -85,7 +85,7 @@ class Ticker:
         self._session, self._place, self._kick = session, place, kick
         self._sql = statement("tick", session.schema)
         self._waiting: dict[int, Batch] = {}
-        self._slowness = 1  # doubled by each tick in a row that had no answer in time
+        self._slowness: dict[int, int] = {}  # by bucket; doubled by each tick in a row that had no answer in time
         self._loop = asyncio.get_running_loop()
 
     # -- gathering
@@ -174,14 +174,19 @@ class Ticker:
         again = Batch(row.turn.bucket, [], [row._replace(busy=row.busy + 1)])
         self._loop.call_later(pause, self.put_back, again)
 
-    def patience(self, timeout: float) -> float:
-        """Seconds that a statement may take for which `timeout` is enough on a server that is not slow."""
-        return min(self._slowness * timeout, LONGEST_TIMEOUT)
+    def patience(self, timeout: float, bucket: int | None = None) -> float:
+        """Seconds that a statement may take for which `timeout` is enough on a server that is not slow.
 
-    def is_out_of_time(self) -> bool:
-        """A tick had no answer in time: the next one may take twice as long. True for the first such in a row."""
-        self._slowness *= 2
-        return self._slowness == 2
+        Args:
+            bucket: the one it touches; None when it touches none.
+        """
+        slowness = max(self._slowness.values(), default=1) if bucket is None else self._slowness.get(bucket, 1)
+        return min(slowness * timeout, LONGEST_TIMEOUT)
+
+    def is_out_of_time(self, bucket: int) -> bool:
+        """A tick had no answer in time: the next one there may take twice as long. True for the first such in a row."""
+        self._slowness[bucket] = 2 * self._slowness.get(bucket, 1)
+        return self._slowness[bucket] == 2
 
     def forget(self) -> None:
         """Drop all that waits."""
@@ -212,9 +217,9 @@ class Ticker:
             *columns,
             lanes,
             limit,
-            timeout=self.patience(STATEMENT_TIMEOUT if len(batch) else CLAIM_TIMEOUT),
+            timeout=self.patience(STATEMENT_TIMEOUT if len(batch) else CLAIM_TIMEOUT, batch.bucket),
         )
-        self._slowness = 1
+        self._slowness.pop(batch.bucket, None)
         place = self._place
         place.observe(TICK_DURATION, perf_counter() - began)
         place.last_tick_ns = monotonic_ns()
