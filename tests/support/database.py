@@ -1,6 +1,7 @@
 """One embedded PostgreSQL per test session, a fresh database per test.
 
-`ZART_TEST_BUCKETS` (default 1) is the number of buckets of every schema, so that the whole suite can run with several.
+`ZART_TEST_BUCKETS` (default 1) is the number of buckets of every schema, so that the whole suite can run with several;
+tests that have no database of these are left out then, since they would do the same again.
 With `ZART_TEST_POOLER=1` everything that a test does goes through PgBouncer in transaction mode.
 """
 
@@ -34,6 +35,14 @@ _POOL_SIZE = 6
 
 _TEMPLATE = "zart_template"
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several buckets, take only what they can make a difference to."""
+    if BUCKETS > 1:
+        same = [item for item in items if "database" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=same)
+        items[:] = [item for item in items if "database" in getattr(item, "fixturenames", ())]
 
 
 @dataclass(frozen=True, slots=True)
