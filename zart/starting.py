@@ -107,7 +107,7 @@ class Starter:
             return existing
 
         doing = f"starting {len(inputs)} executions of {terms.task_name!r}"
-        existing = await self._tables.write(conn, doing, insert)
+        existing = await self._tables.write(conn, doing, insert, len(inputs))
         if conn is None:
             self._hint_after(terms, touched)
         return StartedMany(sum(len(chunk.ids) for chunk in rows) - len(existing), tuple(existing))

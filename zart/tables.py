@@ -44,7 +44,7 @@ class Tables:
         return await self.database.call(doing, work)
 
     async def write(
-        self, conn: Connection | None, doing: str, work: Callable[[Connection, int | None], Awaitable[T]]
+        self, conn: Connection | None, doing: str, work: Callable[[Connection, int | None], Awaitable[T]], rows: int = 1
     ) -> T:
         """Do `work` in the caller's transaction; without one, sent again as `call` does, with a token that tells it so.
 
@@ -57,7 +57,7 @@ class Tables:
             check_joined(conn)
             return await work(conn, None)
         token = secrets.randbits(63)
-        return await self.call(doing, lambda connection: work(connection, token))
+        return await self.database.call(doing, lambda connection: work(connection, token), rows)
 
     def connection_for_all(self, doing: str) -> AbstractAsyncContextManager[Connection]:
         """As `connection`, for what is done on behalf of many calls: it does not queue behind them."""

@@ -219,3 +219,16 @@ async def test_a_database_that_stays_away_is_an_error_in_time(
 
 async def _created(scheduler: PostgresScheduler, execution_id: str) -> bool:
     return (await scheduler.start(execution_id, "task", 1)).created
+
+
+async def test_many_rows_have_more_time_than_one(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with PostgresScheduler.connect(database.dsn) as scheduler:
+        await scheduler.start("a", "task", 0)  # it asks for the schema's version and the lane, which have no rows
+        monkeypatch.setattr(pool, "TRY_TIMEOUT", 0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "CALL_TIMEOUT", 0.15)
+            patch.setattr(pool, "LEAST_ROWS_PER_SECOND", 10**9)
+            with pytest.raises(DatabaseUnreachable, match="while starting 20000 executions"):
+                await scheduler.start_many("task", [(f"a{n}", n) for n in range(20_000)])
+        started = await scheduler.start_many("task", [(f"b{n}", n) for n in range(20_000)])
+        assert started.created == 20_000

@@ -21,6 +21,9 @@ CALL_TIMEOUT = 30.0
 TRY_TIMEOUT = 10.0
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 
+# What a server that is slow, but not gone, writes.
+LEAST_ROWS_PER_SECOND = 10_000
+
 T = TypeVar("T")
 
 _MISSING = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
@@ -73,23 +76,25 @@ class Database:
         except TimeoutError:
             self._pool.terminate()
 
-    async def call(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def call(self, doing: str, work: Callable[[Connection], Awaitable[T]], rows: int = 0) -> T:
         """Do `work` on a connection; again, on another one, while the database is away or its answer was lost.
 
         Args:
             doing: as for `connection`.
             work: what comes to the same end however often it is done; a token tells it what it has done already.
+            rows: how many it writes. Many have more time.
 
         Raises: as `connection`; DatabaseUnreachable when it could not be done for CALL_TIMEOUT.
         """
         clock, pause = asyncio.get_running_loop().time, FIRST_PAUSE
-        give_up = clock() + CALL_TIMEOUT
+        one_try = TRY_TIMEOUT + rows / LEAST_ROWS_PER_SECOND
+        give_up = clock() + CALL_TIMEOUT / TRY_TIMEOUT * one_try
         while True:
             try:
                 async with self.connection(doing) as connection:
-                    return await _in_time(connection, work)
+                    return await _in_time(connection, work, one_try)
             except DatabaseUnreachable:
-                if clock() + pause + TRY_TIMEOUT > give_up:
+                if clock() + pause + one_try > give_up:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
@@ -135,13 +140,13 @@ class Database:
                 connection.terminate()
 
 
-async def _in_time(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+async def _in_time(connection: Connection, work: Callable[[Connection], Awaitable[T]], seconds: float) -> T:
     """Do `work`, and close the connection if that takes too long: a transaction must not wait for its rollback then.
 
     Raises:
         TimeoutError: it took too long.
     """
-    late = asyncio.get_running_loop().call_later(TRY_TIMEOUT, connection.terminate)
+    late = asyncio.get_running_loop().call_later(seconds, connection.terminate)
     try:
         return await work(connection)
     except Exception as error:
