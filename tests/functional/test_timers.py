@@ -85,12 +85,12 @@ async def test_many_sleepers_do_not_keep_others_from_running(database: Database)
 async def test_a_crash_in_mid_sleep_makes_it_no_longer(database: Database) -> None:
     async with Engine(database, [naps]) as engine:
         await engine.start("a", naps, 2)
-        await eventually(lambda: engine.history("a"))
         await eventually(lambda: _has(engine, "a", "nap"))
+        due = [step.due for step in await engine.history("a") if step.name == "nap"]
         for loop in engine.loops:
             await engine.take_over(loop)
-        slept = (await engine.ended("a")).output
-        assert 2 <= slept < 3
+        assert (await engine.ended("a")).output >= 2
+        assert [step.due for step in await engine.history("a") if step.name == "nap"] == due
 
 
 async def test_workers_that_are_all_away_when_a_sleep_ends_only_delay_it(database: Database) -> None:
@@ -184,7 +184,10 @@ async def test_sleeps_in_parallel_last_as_long_as_the_longest(database: Database
 
     async with Engine(database, [naps_thrice]) as engine:
         await engine.start("a", naps_thrice)
-        assert 1.3 <= (await engine.ended("a")).output < 2.3
+        assert (await engine.ended("a")).output >= 1.3
+        due = {step.name: step.due for step in await engine.history("a") if step.due is not None}
+        assert due["b"] - due["a"] == pytest.approx(timedelta(seconds=0.7), abs=timedelta(seconds=0.3))  # else 1.2 s
+        assert due["c"] - due["b"] >= timedelta(seconds=0.1)
         assert RAN == ["beside"]
 
 
