@@ -28,7 +28,7 @@ class Lanes:
 
     Attributes:
         claimed: those it claims from, in the order to try them.
-        queues: the queue of each lane that was ever claimed from.
+        served: queue and task of each lane that was ever claimed from.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Lanes:
         self._session, self._rows, self._registry, self._config = session, rows, registry, config
         self._loop = asyncio.get_running_loop()
         self.claimed: list[int] = []
-        self.queues: dict[int, str] = {}
+        self.served: dict[int, tuple[str, str]] = {}
         self._of_children: dict[tuple[str, str], int] = {}
         self._unplaced: list[tuple[Turn, Children, asyncio.Future[Any]]] = []
         self._read_at = float("-inf")
@@ -57,7 +57,7 @@ class Lanes:
             session.connection, session.schema, session.task_names, self._config.queues, patience
         )
         self.claimed = list(served)
-        self.queues |= served
+        self.served |= served
         self._read_at = self._loop.time()
 
     # -- children

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns
 
+from zart.engine.load import size_of
 from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.session import Session
 from zart.engine.turn import Turn
+from zart.meters import BYTES_READ
 from zart.store import queue
 
 BRIEFLY_NS = 100_000_000  # what a look has seen holds for at least so long; a tick tells what is left of the lease
@@ -99,6 +101,7 @@ class Looker:
         found: dict[int, dict[int, Checkpoint]] = {}
         for row in await queue.read_checkpoints(session.connection, session.schema, bucket, ids, runs, keys):
             found.setdefault(row["id"], {})[row["step_key"]] = checkpoint_of(row)
+            session.place.add(BYTES_READ, size_of(row["result"]) + size_of(row["error"]))
         for turn, count, looked_for in told:
             if not turn.ended:
                 turn.hear(count, found.get(turn.id, {}), looked_for)

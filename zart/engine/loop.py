@@ -30,7 +30,14 @@ from zart.engine.ticker import BUSY_PAUSE, TickAnswer, Ticker
 from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
-from zart.metrics import ALONE, ASKED, CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
+from zart.meters import (
+    CLAIM_BATCH_SIZE,
+    CLAIM_LATENCY,
+    EXECUTIONS_CLAIMED,
+    EXECUTIONS_RESUMED,
+    LOOP_LAG,
+)
+from zart.metrics import ALONE, ASKED, Place
 from zart.model import Verb
 from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
@@ -71,6 +78,7 @@ class WorkerLoop:
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
         self.max_result_bytes = config.max_result_bytes
+        place.slots = config.max_concurrent_tasks
         self.turns: dict[int, Turn] = {}
         self._session = Session(
             dsn=dsn,
@@ -88,6 +96,7 @@ class WorkerLoop:
         self._hungry: set[int] = set()
         self._asked: dict[int, float] = {}  # the loop's time of the last claim in a bucket
         self._alone: Turn | None = None
+        self._tallies: dict[int, int] = {}  # by lane
         self._hints: set[int] = set()
         self._timeline_at = float("-inf")
         self._bucket = 0
@@ -114,7 +123,7 @@ class WorkerLoop:
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt, self.transactions.leave_server)
         self._lanes = Lanes(self._session, self.rows, self.registry, self.config)
         self._loader = Loader(
-            self._session, self.rows, self.registry, self._lanes.queues, self.config, self._resolver.lose
+            self._session, self.rows, self.registry, self._lanes.served, self.config, self._resolver.lose
         )
         self._looker = Looker(self._session, self.turns, self._notice_loss)
         self.sure_until = self._looker.sure_until
@@ -280,13 +289,25 @@ class WorkerLoop:
             self._signals_left.add(bucket)
         if any(self.turns[id].family.waits for id in answer.woken if id in self.turns):
             self._looker.due = True
-        place = self.place
+        if free:
+            self.place.observe(CLAIM_BATCH_SIZE, len(answer.claims))
         for claim in answer.claims:
-            place.observe(CLAIM_LATENCY, claim.waited)
-            self._hold(Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes))
-            if claim.epoch > 1:
-                place.words[CRASH_RESUMED] += 1
-        place.words[EXECUTIONS_CLAIMED] += len(answer.claims)
+            self.place.observe(CLAIM_LATENCY, claim.waited)
+            tally = self._count_claim(claim.lane, claim.epoch)
+            self._hold(
+                Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes, tally=tally)
+            )
+
+    def _count_claim(self, lane: int, epoch: int) -> int:
+        """Count a claim; what to add to the offsets of what is counted for its task."""
+        lane, words = abs(lane), self.place.words
+        tally = self._tallies.get(lane)
+        if tally is None:
+            tally = self._tallies[lane] = self.place.tally_of(self._lanes.served[lane][1])
+        words[tally + EXECUTIONS_CLAIMED] += 1
+        if epoch > 1:
+            words[tally + EXECUTIONS_RESUMED] += 1
+        return tally
 
     def _rouse(self, bucket: int) -> None:
         """There is more work in a bucket, made here: claim of it, and tell idle workers."""
@@ -322,7 +343,8 @@ class WorkerLoop:
     def _adopt(self, claims: Sequence[Held]) -> None:
         """Claims that a tick without an answer made: run as resumed ones; but what is set apart is not run here."""
         for claim in claims:
-            turn = Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True)
+            tally = self._count_claim(claim.lane, claim.epoch)
+            turn = Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True, tally=tally)
             if claim.apart:
                 turn.close()
                 self.turns[turn.id] = turn
@@ -455,7 +477,9 @@ class WorkerLoop:
     async def _beat(self) -> None:
         beats = 0
         while True:
+            began = monotonic_ns()
             await asyncio.sleep(BEAT)
+            self.place.observe(LOOP_LAG, (monotonic_ns() - began) / 1e9 - BEAT)
             beats += 1
             self.place.loop_count += 1
             self.place.held = len(self.turns)
