@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zart.engine.keeping import keep, one_line
+from zart.errors import DatabaseError
 from zart.log import logger
 from zart.postgres.connection import RECONNECT_TIMEOUT, ServerConnection, check_not_demoted, connect
 from zart.postgres.url import describe
@@ -98,7 +99,8 @@ class Sampler:
             await self._resign(connection)
             raise
         except Exception as error:
-            self.fault = one_line(error)
+            expected = isinstance(error, DatabaseError)
+            self.fault = one_line(error) if expected else f"{describe(self._dsn)}: {one_line(error)}"
             raise
         finally:
             if connection is not None:
