@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -31,13 +32,15 @@ def scrape(port_file: Path) -> dict[tuple[str, Labels], float]:
     return found
 
 
-def _control(options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int) -> int:
+def _control(
+    options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int, listener: socket.socket | None
+) -> int:
     registry = CollectorRegistry()
     registry.register(BoardCollector(board))
     registry.register(UserMetrics())
     server, _ = start_http_server(0, "127.0.0.1", registry)
     Path(os.environ["SCRAPED"]).write_text(str(server.server_port))
-    return control.main(options, board, wakes, link_fd)
+    return control.main(options, board, wakes, link_fd, listener)
 
 
 CHILDREN = Children(control=_control)
