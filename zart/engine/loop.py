@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 
+from zart import tracing
 from zart.config import WorkerConfig
 from zart.engine.batch import Batch, ChildRow, parts_of
 from zart.engine.children import Child
@@ -389,6 +390,7 @@ class WorkerLoop:
         return made
 
     def _send_children(self, turn: Turn, children: Sequence[tuple[Child, bytes]]) -> asyncio.Future[Any]:
+        context = None if turn.span is None else tracing.traceparent(turn.span)
         rows = [
             ChildRow(
                 child.key,
@@ -399,6 +401,7 @@ class WorkerLoop:
                 data,
                 child.spec.max_retries,
                 child.spec.timeout,
+                context,
             )
             for child, data in children
         ]

@@ -24,6 +24,7 @@ from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
+from zart.log import fields
 from zart.metrics import (
     CLAIMS_LOST,
     DATABASE_ERRORS,
@@ -40,6 +41,9 @@ log = logging.getLogger("zart.engine")
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.01, 1.0
 FAILURES_TOLD = 5  # a second
+
+# Of turns that have not finished their execution.
+_OUTCOMES: dict[int, str] = {Verb.PARK: "parked", Verb.PUT_OFF: "put_off", Verb.RETRY: "retried", Verb.HANDLE: "failed"}
 
 
 @dataclass(slots=True)
@@ -84,7 +88,9 @@ class Resolver:
 
     async def _take_answer(self, batch: Batch, answer: TickAnswer) -> TickAnswer | None:
         if answer.fenced:
-            log.warning("worker %d was taken over; all its turns are dropped", self.session.worker_id)
+            log.warning(
+                "worker %d was taken over; all its turns are dropped", self.session.worker_id, extra=self._facts()
+            )
             await self.renew(Batch(batch.bucket))
             return None
         try:
@@ -110,7 +116,7 @@ class Resolver:
             if not isinstance(error, TimeoutError) or self.ticker.is_out_of_time():
                 await self.leave_server()
         while True:
-            log.warning("worker %d begins anew under another id", self.session.worker_id)
+            log.warning("worker %d begins anew under another id", self.session.worker_id, extra=self._facts())
             held, same_history = await self.session.renew()
             if not same_history:
                 await self._forget_all(held)
@@ -204,6 +210,8 @@ class Resolver:
             return
         del self.turns[row.id]
         words = self.session.place.words
+        if row.turn.span is not None:
+            row.turn.end_span(_outcome(row), None if row.error is None else failure.decode(row.error.decode()))
         if row.verb == Verb.FINISH:
             words[EXECUTIONS_COMPLETED if row.status == StoredStatus.COMPLETED else EXECUTIONS_FAILED] += 1
             if row.error is not None:
@@ -256,7 +264,9 @@ class Resolver:
 
     async def _forget_all(self, held: Sequence[Held]) -> None:
         """The server's history is another one: what turns here know of may not be part of it. They begin anew."""
-        log.warning("another server has become the primary; all turns begin anew from what it has kept")
+        log.warning(
+            "another server has become the primary; all turns begin anew from what it has kept", extra=self._facts()
+        )
         for turn in list(self.turns.values()):
             self.lose(turn)
         self.ticker.forget()
@@ -281,8 +291,11 @@ class Resolver:
         self.session.place.add(DATABASE_ERRORS)
         fault = classify(error)
         state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else type(error).__name__
-        log.warning("a tick failed (%s, %s)", fault.value, state)
+        log.warning("a tick failed (%s, %s)", fault.value, state, extra=fields(fault=fault.value, state=state))
         return fault
+
+    def _facts(self) -> dict[str, object]:
+        return {"worker_id": self.session.worker_id}
 
 
 class FailureLog:
@@ -303,12 +316,26 @@ class FailureLog:
             record = failure.decode((row.error or b"{}").decode())
             of_handler = record.get("on_failure")
             log.warning(
-                "execution %s failed: %s%s%s",
+                "execution %s %s%s%s",
                 row.turn.name(),
-                _told(record),
+                _ending(record),
                 f"; its on_failure failed too: {_told(of_handler)}" if of_handler else "",
                 "; its on_failure runs next" if row.verb == Verb.HANDLE else "",
+                extra=row.turn.facts()
+                | fields(
+                    step=record.get("step"), kind=record.get("kind"), error=record.get("type"), how=record.get("how")
+                ),
             )
+
+
+def _outcome(row: VerbRow) -> str:
+    return _OUTCOMES.get(row.verb) or StoredStatus(row.status).name.lower()
+
+
+def _ending(record: failure.Record) -> str:
+    if record.get("kind") == "quarantined":
+        return f"is quarantined: {record.get('message')}"
+    return f"failed: {_told(record)}"
 
 
 def _told(record: failure.Record) -> str:

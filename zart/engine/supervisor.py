@@ -9,11 +9,14 @@ done without.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final
+
+import asyncpg
 
 from zart.config import WorkerConfig
 from zart.engine.attendant import Attendant
@@ -65,6 +68,7 @@ class Supervisor:
         self._wake, self._attendant = wake, Attendant(schema, config, places, wake)
         self._buckets, self._knows_buckets = 0, asyncio.Event()
         self._stop = asyncio.Event()
+        self._troubles: dict[str, str] = {}
 
     async def run(self) -> None:
         """Supervise until `stop()`. An outage of the database never ends it."""
@@ -109,26 +113,36 @@ class Supervisor:
 
     async def _keep(self, name: str, purpose: str, work: Callable[[ServerConnection, int], Awaitable[None]]) -> None:
         """Do some work on a connection of this name, and again on the next one when it is lost."""
-        backoff, failed = _FIRST_BACKOFF, False
+        backoff, defects = _FIRST_BACKOFF, collections.Counter[str]()
         while True:
             began = time.monotonic()
             try:
                 async with self._connected(name) as (connection, buckets):
-                    if failed:
-                        _log.info("the supervisor's connection for %s works again", purpose)
-                        failed = False
+                    if self._troubles.pop(purpose, None):
+                        _log.info("the supervisor's connection for %s works again", purpose, extra={"purpose": purpose})
                     await work(connection, buckets)
             except Exception as error:
-                expected = isinstance(error, DatabaseError) or classify(error) is not Fault.BUG
-                if not expected:
-                    _log.exception("the supervisor's work on %s failed; trying again", purpose)
-                elif not failed:
-                    _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, _one_line(error))
-                failed = True
+                if isinstance(error, DatabaseError) or classify(error) is not Fault.BUG:
+                    self._note(purpose, error)
+                else:
+                    defects[_one_line(error)] += 1
+                    # The schema is checked before the next try, and may turn out to be why a statement is refused.
+                    if defects[_one_line(error)] == 1 + isinstance(error, asyncpg.PostgresError):
+                        about = {"purpose": purpose}
+                        _log.exception("the supervisor's work on %s failed; trying again", purpose, extra=about)
             if time.monotonic() - began > _LIVED:
                 backoff = _FIRST_BACKOFF
+                defects.clear()
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, _LAST_BACKOFF)
+
+    def _note(self, purpose: str, error: Exception) -> None:
+        """Tell why there is no connection, unless it is known from another one, as of a schema that is gone."""
+        reason = _one_line(error)
+        if purpose not in self._troubles and reason not in self._troubles.values():
+            about = {"purpose": purpose, "reason": reason}
+            _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, reason, extra=about)
+        self._troubles[purpose] = reason
 
     @contextlib.asynccontextmanager
     async def _connected(self, name: str) -> AsyncGenerator[tuple[ServerConnection, int]]:

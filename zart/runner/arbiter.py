@@ -23,17 +23,19 @@ from functools import partial
 from typing import Final
 
 from zart.log import logger
+from zart.postgres.url import redacted
 from zart.runner import board as header
 from zart.runner import child, control
 from zart.runner.board import Board
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
 from zart.runner.preload import preload
-from zart.runner.process import describe_status, fork, reap_orphans
+from zart.runner.process import describe_status, fork, reap_orphans, status_fields
 from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
 from zart.runner.signals import Signals
 from zart.runner.stack import Stacks
+from zart.runner.title import show_process
 from zart.runner.workers import Workers
 
 __all__ = ["EXIT_CANNOT_GO_ON", "EXIT_CANNOT_START", "EXIT_STOPPED", "Children", "RunnerOptions", "run"]
@@ -65,7 +67,8 @@ def run(options: RunnerOptions, children: Children | None = None) -> int:
 
     When the application or the database cannot be used, one line on stderr says why and what to do.
     """
-    render_logs(options.log_format)
+    render_logs(options.log_format, options.log_level)
+    show_process(f"arbiter {options.app}")
     with Signals() as signals:
         return _Arbiter(options, children or Children(), signals).run()
 
@@ -91,7 +94,8 @@ class _Arbiter:
                 return EXIT_CANNOT_START
             if not self._stopping:
                 gc.freeze()  # so that no child's collector writes to the pages that it shares
-                _log.info("serving %s with %s", self._options.app, self._workers.counted())
+                about = {"app": self._options.app, "workers": self._workers.size}
+                _log.info("serving %s with %s", self._options.app, self._workers.counted(), extra=about)
                 self._warn_of_short_leases()
                 self._serve()
                 _log.info("stopped")
@@ -251,7 +255,7 @@ class _Arbiter:
         self._link.close()
         self._board.header[header.CONTROL_PID] = 0
         if self._end_at is None or status:
-            _log.error("control ended (%s); made again", describe_status(status))
+            _log.error("control ended (%s); made again", describe_status(status), extra=status_fields(status))
         if self._control.note_start(worked=bool(self._board.header[header.CONTROL_READY])):
             self._give_up(f"control ends before it is at work, the last one with {describe_status(status)}")
 
@@ -289,7 +293,7 @@ class _Arbiter:
             except OSError as error:
                 _log.error("not reloaded: no process can be made: %s", error.strerror)
         elif reason := self._found(status):
-            _log.error("not reloaded, the workers keep the old code: %s", reason)
+            _log.error("not reloaded, the workers keep the old code: %s", reason, extra={"reason": reason})
         else:
             self._workers.outdate()
 
@@ -298,7 +302,7 @@ class _Arbiter:
     def _stop(self, why: str) -> None:
         """Have the workers drain; those that take too long are killed."""
         if not self._stopping:
-            _log.info("stopping (%s)", why)
+            _log.info("stopping (%s)", why, extra={"reason": why})
             self._stopping = True
             self._probe.kill()
             self._workers.stop()
@@ -325,4 +329,4 @@ class _Arbiter:
 
 
 def _say(reason: str) -> None:
-    print(f"zart-runner: {reason}", file=sys.stderr, flush=True)
+    print(f"zart-runner: {redacted(reason)}", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from zart.runner import board as header
 from zart.runner.board import Board
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
+from zart.runner.title import show_process
 
 _ENDED: Final = b""
 
@@ -26,6 +27,7 @@ _ENDED: Final = b""
 def main(options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int) -> int:
     """Control's life: until the arbiter says stop, or is gone. SIGTERM is the arbiter's business, and ignored here."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    show_process("control")
     with socket.socket(fileno=link_fd) as link:
         link.setblocking(False)
         uvloop.run(_Control(options, board, wakes, link).run())
