@@ -339,8 +339,8 @@ def _ending(record: failure.Record) -> str:
 
 
 def _told(record: failure.Record) -> str:
-    step = f" (step {record['step']!r})" if record.get("step") else ""
-    return f"{record.get('type')}: {str(record.get('message'))[:300]}{step}"
+    message, step = str(record.get("message"))[:300], record.get("step")
+    return f"{record.get('type')}: {message}{f' (step {step!r})' if step and repr(step) not in message else ''}"
 
 
 def _refusal(batch: Batch, error: Exception) -> dict[str, object]:

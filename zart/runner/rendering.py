@@ -38,6 +38,7 @@ def render_logs(log_format: LogFormat, level: LogLevel = "info") -> None:
         else [
             structlog.processors.format_exc_info,
             _redact,
+            _leave_out_what_is_said,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
             ),
@@ -58,6 +59,13 @@ def render_logs(log_format: LogFormat, level: LogLevel = "info") -> None:
 
 def _add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event["pid"] = os.getpid()
+    return event
+
+
+def _leave_out_what_is_said(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A field for machines whose whole text the line has anyway."""
+    if str(event.get("reason")) in str(event.get("event")):
+        event.pop("reason", None)
     return event
 
 

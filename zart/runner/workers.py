@@ -189,11 +189,9 @@ class Workers:
 
     def _tell(self, index: int, status: int, reason: str, about: dict[str, object]) -> None:
         """Log a death. A reason that many have, as a schema that is gone, is told once."""
-        why = f": {reason}" if reason else ""
-        if reason and reason == self._told:
-            why = ", for the same reason"
-        self._told = reason
-        about |= fields(reason=reason or None) | status_fields(status)
+        known, self._told = reason == self._told, reason
+        why = "" if not reason else ", for the same reason" if known else f": {reason}"
+        about |= fields(reason=None if known else reason or None) | status_fields(status)
         _log.warning("worker %d ended (%s)%s", index, describe_status(status), why, extra=about)
 
     def _judge(self, reason: str) -> str:
