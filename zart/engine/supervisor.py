@@ -137,9 +137,9 @@ class Supervisor:
             backoff = min(backoff * 2, _LAST_BACKOFF)
 
     def _note(self, purpose: str, error: Exception) -> None:
-        """Tell why there is no connection, unless it is known from another one, as of a schema that is gone."""
+        """Tell why there is no connection, unless it is known, be it from another one, as of a schema that is gone."""
         reason = _one_line(error)
-        if purpose not in self._troubles and reason not in self._troubles.values():
+        if reason not in self._troubles.values():
             about = {"purpose": purpose, "reason": reason}
             _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, reason, extra=about)
         self._troubles[purpose] = reason
