@@ -4,6 +4,7 @@ from zart.calls import Call
 from zart.config import WorkerConfig
 from zart.durable import ChildCall, DurableExecution, zart_durable
 from zart.duration import Duration, RetryConfig
+from zart.engine.log_context import LogContext
 from zart.errors import (
     BodyFailed,
     ChildFailed,
@@ -101,6 +102,7 @@ __all__ = [
     "ExecutionStatus",
     "Failure",
     "InvalidArgument",
+    "LogContext",
     "NonRetryable",
     "NotInBody",
     "NotInExecution",

@@ -45,5 +45,9 @@ class HintSender:
                 await self._send(*work)
             except DatabaseError as error:
                 _log.warning(
-                    "a hint for %r in queue %r was lost, polling will find the work: %s", work[2], work[1], error
+                    "a hint for %r in queue %r was lost, polling will find the work: %s",
+                    work[2],
+                    work[1],
+                    error,
+                    extra={"task": work[2], "queue": work[1]},
                 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from zart import tracing
 from zart.codec import bucket_of
 from zart.errors import ExecutionAlreadyExists
 from zart.hints import HintSender
@@ -128,6 +129,7 @@ class Starter:
             delay=terms.delay,
             max_retries=terms.max_retries,
             timeout=terms.timeout,
+            traceparent=tracing.here(),
             token=token,
         )
         for each in found:

@@ -217,7 +217,12 @@ class EndingPoller:
             found = await self._look(list(ids), list(unsure))
         except DatabaseUnreachable as error:
             self._retry_in = min(max(self._retry_in * 2, _FIRST_RETRY), _SLOWEST_RETRY)
-            _log.warning("no answer for %d waiters, asking again: %s", len(self._waiters), error)
+            _log.warning(
+                "no answer for %d waiters, asking again: %s",
+                len(self._waiters),
+                error,
+                extra={"waiters": len(self._waiters)},
+            )
             return
         except Exception as error:
             for waiter in due:

@@ -199,6 +199,7 @@ async def test_what_follows_a_claim_goes_by_key(worker: TickingWorker) -> None:
         assert len(await queue.load_journal(*place, ids, ones, worker.id)) == 2 * BATCH
         assert await queue.look(*place, worker.id, ids, ones, zeros, ones) == {}
         assert len(await queue.still_held(*place, worker.id, ids, ones)) == BATCH
+        await queue.note_turns(*place, worker.id, ids, ones, ["00-a-b-01"] * BATCH)
         assert len(await queue.read_checkpoints(*place, ids, ones, [7] * BATCH)) == BATCH
         assert len(await queue.read_endings(*place, ids)) == BATCH
         assert len(await queue.read_deaths(*place, ids)) == BATCH

@@ -82,7 +82,7 @@ async def test_a_blocked_loop_is_reported_then_its_worker_killed_then_its_claims
     assert report["worker_pid"] == victim
     assert report["executions"] == [await connection.fetchval("select id from zart.zart_executions")]
     killed = next(event for event in events if event.endswith("ended (signal SIGKILL)"))
-    freed = f"took over 1 execution of worker {report['worker']}"
+    freed = f"took over 1 execution of worker {report['worker_id']}"
     assert events.index(report["event"]) < events.index(killed) < events.index(freed)
 
 

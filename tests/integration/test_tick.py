@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 import pytest_asyncio
@@ -210,6 +212,20 @@ class TestChildren:
         assert record["parent"] == parent.id
         assert 9 < record["deadline_in"] <= 10, "a child ends no later than its parent"
 
+    async def test_a_child_has_the_trace_context_of_its_parents_turn_or_of_its_parent(
+        self, worker: TickingWorker
+    ) -> None:
+        [parent] = await worker.claim()
+        await worker.connection.execute("update zart.zart_executions set traceparent = 'a' where id = $1", parent.id)
+        children = [
+            Child(parent.id, 1, key, f"{key}", "task", worker.lanes[0], traceparent=t)
+            for key, t in ((7, "b"), (8, None))
+        ]
+        await worker.tick(moves=[Move(parent.id, 1, Verb.HOLD)], children=children)
+        claims = await worker.claim(2)
+        records = await queue.load_claims(worker.connection, worker.schema, worker.bucket, [one.id for one in claims])
+        assert {record["step_name"]: record["traceparent"] for record in records} == {"7": "b", "8": "a"}
+
     async def test_a_child_that_is_sent_again_is_one_child(self, worker: TickingWorker) -> None:
         [parent] = await worker.claim()
         await only_child(worker, parent)
@@ -244,6 +260,33 @@ class TestChildren:
         assert await worker.look([parent], done_at=1) == {}
         await worker.tick(moves=[Move(child.id, child.epoch, Verb.FINISH, output=b"1")])
         assert await worker.look([parent], done_at=1) == {parent.id: 0}
+
+
+class TestNotedTurns:
+    async def note(self, worker: TickingWorker, claim: Claim, *, epoch: int = 1, by: int = 0) -> str | None:
+        """Note a turn's trace context; what the next turn would find."""
+        place = worker.connection, worker.schema, worker.bucket
+        await queue.note_turns(*place, by or worker.id, [claim.id], [epoch], ["00-a-b-01"])
+        kept: str | None = (await journal_of(worker, claim))[0]["traceparent"]
+        return kept
+
+    async def test_a_turns_trace_context_is_kept_for_the_next_one(self, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        assert (await journal_of(worker, claim))[0]["traceparent"] is None
+        assert await self.note(worker, claim) == "00-a-b-01"
+
+    async def test_only_the_holder_of_the_claim_notes_it(self, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        assert await self.note(worker, claim, epoch=2) is None
+        assert await self.note(worker, claim, by=worker.id + 1) is None
+
+    async def test_it_waits_for_nobody(self, database: Database, worker: TickingWorker) -> None:
+        [claim] = await worker.claim()
+        other = await database.connect()
+        async with asyncio.timeout(10), other.transaction():
+            await other.execute("select from zart.zart_queue where id = $1 for update", claim.id)
+            assert await self.note(worker, claim) is None
+        await other.close()
 
 
 class TestLook:

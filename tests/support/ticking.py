@@ -63,6 +63,7 @@ class Child:
     input: bytes = b"null"
     max_retries: int = 0
     deadline: float | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,13 @@ class TickingWorker:
         claim: int = 0,
         lanes: Sequence[int] | None = None,
     ) -> list[object]:
-        """The tick's parameters $1..$34."""
+        """The tick's parameters $1..$35."""
         return [
             self.bucket,
             self.id,
             *_columns(checkpoints, 11),
             *_columns(moves, 9),
-            *_columns(children, 10),
+            *_columns(children, 11),
             list(self.lanes if lanes is None else lanes),
             claim,
         ]

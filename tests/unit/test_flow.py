@@ -100,6 +100,9 @@ class Body:
     def know_task(self, task: asyncio.Task[Any]) -> None:
         pass
 
+    def facts(self) -> dict[str, object]:
+        return {}
+
     def info(self) -> ExecutionInfo:
         return INFO
 

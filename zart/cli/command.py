@@ -20,6 +20,7 @@ import typer
 import zart
 from zart.duration import seconds_of
 from zart.errors import InvalidArgument, ZartError
+from zart.postgres.url import redacted
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -87,6 +88,7 @@ def _code_of(app: typer.Typer, program: str, arguments: list[str]) -> int:
 
 
 def _say(place: str, line: str, code: int) -> int:
+    line = redacted(line)
     with contextlib.suppress(OSError):  # there is nobody else to tell
         print(f"{place}: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + '...'}", file=sys.stderr)
     return code

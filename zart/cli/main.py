@@ -15,6 +15,7 @@ from zart.cli.demo import demo
 from zart.cli.metrics import metrics
 from zart.cli.migrate import migrate
 from zart.cli.top import top
+from zart.runner.title import show_process
 
 app = typer.Typer(
     help="Durable execution on PostgreSQL. `zart-runner` runs your durable functions; this command looks after them.",
@@ -47,7 +48,14 @@ def answer(arguments: Sequence[str]) -> int:
     return code if arguments else max(code, UNUSABLE)
 
 
+def _hide_arguments(arguments: Sequence[str]) -> None:
+    """Show only the command in the system's list of processes: there may be a password in its options."""
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    show_process(next((one for one in arguments if one in names), ""), of="zart")
+
+
 def main() -> NoReturn:
     """Entry point of `zart`."""
+    _hide_arguments(sys.argv[1:])
     open_closed_streams()
     sys.exit(answer(sys.argv[1:]))

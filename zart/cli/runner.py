@@ -19,6 +19,7 @@ from zart.errors import InvalidArgument
 from zart.runner.arbiter import run
 from zart.runner.listener import DEFAULT_HOST
 from zart.runner.options import RunnerOptions
+from zart.runner.title import show_process
 
 _WORKERS = "Workers"
 _SUPERVISION = "Supervision"
@@ -44,6 +45,15 @@ _OPTIONS = {
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class LogLevel(enum.StrEnum):
+    """The least severe log lines that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class LogFormat(enum.StrEnum):
@@ -174,6 +184,9 @@ def runner(
     log_format: Annotated[
         LogFormat, typer.Option(help="Log lines for people or for machines.", rich_help_panel=_WORKERS)
     ] = LogFormat.CONSOLE,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="The least severe log lines that are written.", rich_help_panel=_WORKERS)
+    ] = LogLevel.INFO,
     version: Version = False,
 ) -> None:
     """Run durable functions with a fleet of worker processes, until SIGTERM.
@@ -203,6 +216,7 @@ def runner(
             config=config,
             preload=preload,
             log_format=log_format.value,
+            log_level=log_level.value,
             stall_timeout=_duration_or_none(stall_timeout, "--stall-timeout"),
             max_age=_duration_or_none(max_age, "--max-age"),
             max_executions=max_executions,
@@ -238,5 +252,6 @@ def _names(text: str) -> tuple[str, ...]:
 
 def main() -> NoReturn:
     """Entry point of `zart-runner`."""
+    show_process("")
     open_closed_streams()
     sys.exit(code_of(app, "zart-runner", with_default_directory(sys.argv[1:])))

@@ -11,6 +11,7 @@ from datetime import datetime
 from time import monotonic_ns, perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from zart import tracing
 from zart.codec import Codec
 from zart.engine import failure
 from zart.engine.replay import FailedTries
@@ -87,7 +88,7 @@ class StepRun:
         if tries.due_in is not None and tries.due_in > since_load:
             await self._pause(now + tries.due_in - since_load)
             self.began = perf_counter()
-        return await self._one_try()
+        return await (self._one_try() if turn.span is None else self._traced_try())
 
     async def later_tries(self, error: BaseException) -> Any:
         """What follows a failed try: others, until one gives a value or none is left. Raises what the body gets."""
@@ -105,10 +106,18 @@ class StepRun:
             if monotonic_ns() > self.turn.host.sure_until[self.turn.bucket]:
                 await self.turn.host.make_sure(self.turn)
             try:
-                value = await self._one_try()
+                value = await (self._one_try() if self.turn.span is None else self._traced_try())
                 return value if self.transaction is None else await self.commit(value)
             except BaseException as next_error:
                 error = next_error
+
+    async def _traced_try(self) -> Any:
+        """One try in a span of its own."""
+        turn = self.turn
+        about: dict[str, str | int] = {"execution.id": turn.execution_id, "run": turn.run, "epoch": turn.epoch}
+        about |= {"task.name": turn.spec.task_name, "step.name": self.name, "attempt": self.attempt}
+        with tracing.step(self.call.spec.declared_name, about):
+            return await self._one_try()
 
     async def _one_try(self) -> Any:
         spec = self.call.spec
@@ -356,6 +365,10 @@ class StepRun:
         return dataclasses.replace(
             self.turn.info(), current_attempt=self.attempt, max_retries=self.call.spec.retry.retries
         )
+
+    def facts(self) -> dict[str, object]:
+        """Scope.facts."""
+        return {**self.turn.facts(), "step": self.name, "attempt": self.attempt}
 
     def _misplaced(self, what: str, name: str) -> str:
         return (

@@ -49,6 +49,7 @@ class ChildRow(NamedTuple):
     input: bytes
     max_retries: int
     timeout: float | None
+    traceparent: str | None = None  # None: the parent's
 
 
 class VerbRow(NamedTuple):

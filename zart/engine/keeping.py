@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
+
+import asyncpg
 
 from zart.errors import DatabaseError
 from zart.log import logger
@@ -19,33 +22,43 @@ _LIVED: Final = 5.0
 _log = logger("supervisor")
 
 
-async def keep(purpose: str, work: Callable[[Callable[[], None]], Awaitable[None]]) -> NoReturn:
+async def keep(
+    purpose: str, work: Callable[[Callable[[], None]], Awaitable[None]], troubles: dict[str, str] | None = None
+) -> NoReturn:
     """Do some work again and again, whatever it raises. An outage is told once, and its end.
 
     Args:
         purpose: what the connection is for, as the log names it.
         work: opens its connection and calls what it is given once it has one.
+        troubles: why there is none, by purpose. What one of them has told, as that the schema is gone, others do not.
     """
-    backoff, failed = _FIRST_BACKOFF, False
+    troubles = {} if troubles is None else troubles
+    backoff, defects = _FIRST_BACKOFF, Counter[str]()
+    about = {"purpose": purpose}
 
     def connected() -> None:
-        nonlocal failed
-        if failed:
-            _log.info("the supervisor's connection for %s works again", purpose)
-            failed = False
+        if troubles.pop(purpose, None):
+            _log.info("the supervisor's connection for %s works again", purpose, extra=about)
 
     while True:
         began = time.monotonic()
         try:
             await work(connected)
         except Exception as error:
-            if not isinstance(error, DatabaseError) and classify(error) is Fault.BUG:
-                _log.exception("the supervisor's work on %s failed; trying again", purpose)
-            elif not failed:
-                _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, one_line(error))
-            failed = True
+            reason = one_line(error)
+            if isinstance(error, DatabaseError) or classify(error) is not Fault.BUG:
+                if reason not in troubles.values():
+                    text = "the supervisor has no connection for %s, trying again: %s"
+                    _log.warning(text, purpose, reason, extra={**about, "reason": reason})
+                troubles[purpose] = reason
+            else:
+                defects[reason] += 1
+                # The schema is checked before the next try, and may turn out to be why a statement is refused.
+                if defects[reason] == 1 + isinstance(error, asyncpg.PostgresError):
+                    _log.exception("the supervisor's work on %s failed; trying again", purpose, extra=about)
         if time.monotonic() - began > _LIVED:
             backoff = _FIRST_BACKOFF
+            defects.clear()
         await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         backoff = min(backoff * 2, _LAST_BACKOFF)
 

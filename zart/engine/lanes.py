@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zart import tracing
 from zart.config import WorkerConfig
 from zart.engine.batch import ChildRow, parts_of
 from zart.engine.children import Child
@@ -70,6 +71,7 @@ class Lanes:
         """Send children with the next tick; None when `place` has to find a lane for one of them before."""
         if any(_pair(turn, child) not in self._of_children for child, _ in children):
             return None
+        context = None if turn.span is None else tracing.traceparent(turn.span)
         rows = [
             ChildRow(
                 child.key,
@@ -80,6 +82,7 @@ class Lanes:
                 data,
                 child.spec.max_retries,
                 child.spec.timeout,
+                context,
             )
             for child, data in children
         ]

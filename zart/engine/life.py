@@ -10,8 +10,9 @@ import contextvars
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from zart import tracing
 from zart.engine import failure, handler
 from zart.engine.batch import NEVER
 from zart.engine.children import CHILDLESS
@@ -21,7 +22,11 @@ from zart.engine.retry import delay_before_retry
 from zart.engine.signals import Stop, Suspended
 from zart.engine.spec import DurableSpec
 from zart.engine.tasks import is_joining
+from zart.log import fields
 from zart.model import ExecutionInfo, StoredStatus, Verb
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger("zart.engine")
 
@@ -65,13 +70,14 @@ class TurnLife:
         tally: what to add to the offsets of what is counted per task.
         born: `time.monotonic()` of its execution's start.
         took: of a scheduled step that has ended, the seconds of its last try, if its ending is what commits it.
+        span: in which its doings are traced, until its ending is committed; None: they are not.
     """
 
     __slots__ = (
         "abandon_timer", "adopted", "apart", "attempt", "began", "born", "bucket", "crashes", "cut", "data",
         "deadline_at", "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family",
         "first_failure", "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names",
-        "parent", "prefix", "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec",
+        "parent", "prefix", "priority", "queue", "refusal", "refusals", "run", "running", "seen", "span", "spec",
         "step_failure", "stop", "storing", "tally", "tasks", "thrown_out", "took", "unread", "waiting_since", "waits",
         "wake_at",
     )  # fmt: skip
@@ -131,6 +137,7 @@ class TurnLife:
         self.apart = False
         self.running = 0  # steps, those in a delay between two tries left out
         self.began = self.waiting_since = 0.0
+        self.span: Span | None = None
 
     # -- ending
 
@@ -194,6 +201,12 @@ class TurnLife:
             if timer is not None:
                 timer.cancel()
 
+    def end_span(self, outcome: str, error: failure.Record | None = None) -> None:
+        """Its ending is known, if it is traced."""
+        if self.span is not None:
+            tracing.end_turn(self.span, outcome, error)
+            self.span = None
+
     # -- stopping
 
     def hand_back(self) -> None:
@@ -246,6 +259,7 @@ class TurnLife:
         self.interrupt(Stop.LOST)
         self.stop = Stop.LOST
         self.close()
+        self.end_span("lost")
         for future in list(self.storing):
             future.cancel()
 
@@ -271,7 +285,9 @@ class TurnLife:
 
     def _abandon(self) -> None:
         if self.main is not None and not self.main.done() and not self.ended:
-            log.warning("execution %s does not stop when cancelled; it is left to itself", self.execution_id)
+            log.warning(
+                "execution %s does not stop when cancelled; it is left to itself", self.name(), extra=self.facts()
+            )
             self._end(None, None)
 
     async def _abandon_for_good(self) -> None:
@@ -342,6 +358,19 @@ class TurnLife:
     def name(self) -> str:
         """How logs call it: the caller's id, or the number of one that was not begun."""
         return repr(self.execution_id) if self.execution_id else f"number {self.id}"
+
+    def facts(self) -> dict[str, object]:
+        """What log lines about it carry; of one that was not begun, what is known."""
+        spec: DurableSpec | None = getattr(self, "spec", None)
+        parent: ExecutionInfo | None = getattr(self, "parent", None)
+        return fields(
+            execution=self.execution_id or None,
+            parent=parent and parent.execution_id,
+            task=spec and spec.task_name,
+            run=self.run,
+            epoch=self.epoch,
+            attempt=getattr(self, "attempt", None),
+        )
 
     def is_running(self) -> bool:
         """True while the body has not come to its end."""

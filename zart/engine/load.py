@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from zart import tracing
 from zart.codec import PLAIN
 from zart.config import WorkerConfig
 from zart.engine import failure, handler
@@ -22,6 +23,9 @@ from zart.meters import BYTES_READ
 from zart.model import ExecutionInfo, StoredStatus, Verb
 from zart.names import FAILURE_PREFIX
 from zart.store import queue
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 # Between two ticks: a long read keeps everybody's checkpoints waiting.
 RECORDS_AT_ONCE = 500
@@ -58,6 +62,8 @@ class Loader:
             turns = [turn for turn in self.waiting if turn.bucket == bucket][:RECORDS_AT_ONCE]
             records, histories = ({}, {}) if draining else await self._read(bucket, turns)
             deaths = await self._read_deaths(bucket, turns)
+            if records and (tracer := tracing.tracer()) is not None:
+                await self._trace(tracer, bucket, turns, records, histories)
             done = set(turns)
             self.waiting = [turn for turn in self.waiting if turn not in done]
             for turn in turns:
@@ -91,6 +97,36 @@ class Loader:
             return {}
         rows = await queue.read_deaths(self._session.connection, self._session.schema, bucket, ids)
         return {row["id"]: row for row in rows}
+
+    async def _trace(
+        self,
+        tracer: Tracer,
+        bucket: int,
+        turns: Sequence[Turn],
+        records: Mapping[int, Any],
+        histories: Mapping[int, History],
+    ) -> None:
+        """Begin the spans of these turns. Whatever becomes of a turn, the next one finds its context."""
+        noted: list[tuple[int, int, str]] = []
+        for turn in turns:
+            row = records.get(turn.id)
+            if turn.ended or row is None:
+                continue
+            if turn.span is None:
+                about = {"execution.id": row["execution_id"], "run": turn.run, "epoch": turn.epoch}
+                about |= {
+                    "task.name": row["task_name"],
+                    "queue": self._lanes[row["lane"]][0],
+                    "attempt": row["attempt"],
+                }
+                before = histories[turn.id].traceparent if turn.id in histories else None
+                turn.span = tracing.begin_turn(tracer, row["task_name"], about, row["traceparent"], before)
+            if turn.span.is_recording() and (context := tracing.traceparent(turn.span)):
+                noted.append((turn.id, turn.epoch, context))
+        if noted:
+            session = self._session
+            columns = zip(*noted, strict=True)
+            await queue.note_turns(session.connection, session.schema, bucket, session.worker_id, *map(list, columns))
 
     async def _read_parents(self, bucket: int, rows: Sequence[Any]) -> None:
         """What scheduled steps are told of their parents: read once, as many children have the same."""

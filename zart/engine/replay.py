@@ -61,6 +61,7 @@ class History:
         claimed_ago: how long ago the run was claimed for the first time.
         loaded_at: the loop's time at the load, so that `due_in` can be turned into a moment of this process.
         made: keys of the children that have not ended.
+        traceparent: trace context of the turn before, if it was traced.
     """
 
     epoch: int = 0
@@ -71,6 +72,7 @@ class History:
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict[int, Checkpoint])
     tries: dict[int, FailedTries] = field(default_factory=dict[int, FailedTries])
     made: set[int] = field(default_factory=set[int])
+    traceparent: str | None = None
 
     def find(self, key: int, name: str, kind: Kind, body: asyncio.Task[Any] | None = None) -> Checkpoint | None:
         """The checkpoint under this key, or None.
@@ -122,7 +124,7 @@ def histories_of(rows: Iterable[Any], loaded_at: float) -> dict[int, History]:
         what = row["what"]
         if what == "counters":
             history.epoch, history.wakes, history.done = row["epoch"], row["wakes"], row["done"]
-            history.claimed_ago = row["began_ago"]
+            history.claimed_ago, history.traceparent = row["began_ago"], row["traceparent"]
         elif what == "checkpoint":
             history.checkpoints[row["step_key"]] = checkpoint_of(row)
         elif what == "child":

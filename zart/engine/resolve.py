@@ -24,6 +24,7 @@ from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
+from zart.log import fields
 from zart.meters import (
     CLAIMS_LOST,
     DATABASE_ERRORS,
@@ -56,6 +57,8 @@ _PUT_DOWN = {
     Verb.PUT_OFF: EXECUTIONS_PUT_OFF,
     Verb.HANDLE: EXECUTIONS_PUT_OFF,
 }
+# Of turns that have not finished their execution.
+_OUTCOMES: dict[int, str] = {Verb.PARK: "parked", Verb.PUT_OFF: "put_off", Verb.RETRY: "retried", Verb.HANDLE: "failed"}
 
 
 @dataclass(slots=True)
@@ -100,7 +103,9 @@ class Resolver:
 
     async def _take_answer(self, batch: Batch, answer: TickAnswer) -> TickAnswer | None:
         if answer.fenced:
-            log.warning("worker %d was taken over; all its turns are dropped", self.session.worker_id)
+            log.warning(
+                "worker %d was taken over; all its turns are dropped", self.session.worker_id, extra=self._facts()
+            )
             await self.renew(Batch(batch.bucket))
             return None
         try:
@@ -126,7 +131,7 @@ class Resolver:
             if not isinstance(error, TimeoutError) or self.ticker.is_out_of_time(batch.bucket):
                 await self.leave_server()
         while True:
-            log.warning("worker %d begins anew under another id", self.session.worker_id)
+            log.warning("worker %d begins anew under another id", self.session.worker_id, extra=self._facts())
             held, same_history = await self.session.renew()
             if not same_history:
                 await self._forget_all(held)
@@ -231,6 +236,8 @@ class Resolver:
         if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:
             return
         del self.turns[row.id]
+        if row.turn.span is not None:
+            row.turn.end_span(_outcome(row), None if row.error is None else failure.decode(row.error.decode()))
         if row.verb == Verb.FINISH:
             self._count_ending(row.turn, completed=row.status == StoredStatus.COMPLETED)
             if row.error is not None:
@@ -290,7 +297,9 @@ class Resolver:
 
     async def _forget_all(self, held: Sequence[Held]) -> None:
         """The server's history is another one: what turns here know of may not be part of it. They begin anew."""
-        log.warning("another server has become the primary; all turns begin anew from what it has kept")
+        log.warning(
+            "another server has become the primary; all turns begin anew from what it has kept", extra=self._facts()
+        )
         for turn in list(self.turns.values()):
             self.lose(turn)
         self.ticker.forget()
@@ -315,8 +324,11 @@ class Resolver:
         self.session.place.add(DATABASE_ERRORS)
         fault = classify(error)
         state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else type(error).__name__
-        log.warning("a tick failed (%s, %s)", fault.value, state)
+        log.warning("a tick failed (%s, %s)", fault.value, state, extra=fields(fault=fault.value, state=state))
         return fault
+
+    def _facts(self) -> dict[str, object]:
+        return {"worker_id": self.session.worker_id}
 
 
 class FailureLog:
@@ -337,17 +349,31 @@ class FailureLog:
             record = failure.decode((row.error or b"{}").decode())
             of_handler = record.get("on_failure")
             log.warning(
-                "execution %s failed: %s%s%s",
+                "execution %s %s%s%s",
                 row.turn.name(),
-                _told(record),
+                _ending(record),
                 f"; its on_failure failed too: {_told(of_handler)}" if of_handler else "",
                 "; its on_failure runs next" if row.verb == Verb.HANDLE else "",
+                extra=row.turn.facts()
+                | fields(
+                    step=record.get("step"), kind=record.get("kind"), error=record.get("type"), how=record.get("how")
+                ),
             )
 
 
+def _outcome(row: VerbRow) -> str:
+    return _OUTCOMES.get(row.verb) or StoredStatus(row.status).name.lower()
+
+
+def _ending(record: failure.Record) -> str:
+    if record.get("kind") == "quarantined":
+        return f"is quarantined: {record.get('message')}"
+    return f"failed: {_told(record)}"
+
+
 def _told(record: failure.Record) -> str:
-    step = f" (step {record['step']!r})" if record.get("step") else ""
-    return f"{record.get('type')}: {str(record.get('message'))[:300]}{step}"
+    message, step = str(record.get("message"))[:300], record.get("step")
+    return f"{record.get('type')}: {message}{f' (step {step!r})' if step and repr(step) not in message else ''}"
 
 
 def _refusal(batch: Batch, error: Exception) -> dict[str, object]:

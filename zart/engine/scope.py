@@ -61,6 +61,10 @@ class Scope(Protocol):
 
     def info(self) -> ExecutionInfo: ...
 
+    def facts(self) -> dict[str, object]:
+        """What log lines of its code carry."""
+        ...
+
     def whose(self) -> tuple[Host, int]:
         """Where it is noted that its code runs, and under which number."""
         ...

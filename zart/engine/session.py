@@ -125,7 +125,8 @@ class Session:
                     raise
                 self.place.add(DATABASE_ERRORS)
                 if str(error) != told:
-                    log.warning("worker cannot register yet, trying again: %s", error)
+                    about = {"worker_id": self.worker_id}
+                    log.warning("worker cannot register yet, trying again: %s", error, extra=about)
                 told = str(error)
             else:
                 self.lost, self.timeline = False, self._found_timeline
@@ -161,7 +162,8 @@ class Session:
                     )
                 await self.connection.close()
         except Exception as error:
-            log.debug("worker %d left without saying so: %s", self.worker_id, type(error).__name__)
+            about = {"worker_id": self.worker_id}
+            log.debug("worker %d left without saying so: %s", self.worker_id, type(error).__name__, extra=about)
             self.connection.terminate()
 
     async def _connect(self) -> None:

@@ -64,9 +64,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Supervise until `stop()`. An outage of the database never ends it."""
+        troubles: dict[str, str] = {}
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(keep(purpose, partial(self._work_on, name, work)), name=f"zart {name}")
+                group.create_task(keep(purpose, partial(self._work_on, name, work), troubles), name=f"zart {name}")
                 for name, purpose, work in (
                     ("leases", "leases", self._keep_leases),
                     ("supervisor", "polling", self._attend),

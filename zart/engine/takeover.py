@@ -79,10 +79,17 @@ class Takeover:
         freed = len(answer.freed)
         self.freed += freed
         if freed:
-            about = fields(worker=self.worker_id)
+            about = fields(worker_id=self.worker_id, freed=freed, how=self.how or None)
             _log.info("took over %d execution%s of worker %d", freed, "s"[: freed > 1], self.worker_id, extra=about)
         for execution_id in answer.apart:
-            _log.warning("execution %r is set apart: its code ran when its process died (%s)", execution_id, self.how)
+            _log.warning(
+                "execution %r is set apart: its code ran when its process died (%s)",
+                execution_id,
+                self.how,
+                extra=fields(
+                    execution=execution_id, worker_id=self.worker_id, how=self.how or None, step=self.step or None
+                ),
+            )
         return freed
 
     def _death(self) -> str:
@@ -97,5 +104,9 @@ class Takeover:
             if self.worker_id not in {worker.id for worker in expired}:
                 self.done = True
                 return
-        _log.warning("the session of worker %d is ended: its last tick stays open", self.worker_id)
+        _log.warning(
+            "the session of worker %d is ended: its last tick stays open",
+            self.worker_id,
+            extra={"worker_id": self.worker_id},
+        )
         await workers.evict_backend(connection, schema, self.bucket, self.worker_id)

@@ -346,7 +346,7 @@ class Transactions:
     def _note(self, error: Exception, what: str) -> None:
         self._session.place.add(DATABASE_ERRORS)
         state = error.sqlstate if isinstance(error, asyncpg.PostgresError) else type(error).__name__
-        log.warning("%s (%s)", what, state)
+        log.warning("%s (%s)", what, state, extra={"state": state})
 
 
 def _check_in_transaction(loan: Loan, row: Row) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from time import monotonic_ns, perf_counter
 from typing import Any, NoReturn
 
+from zart import tracing
 from zart.codec import Codec, codec_for, step_key
 from zart.config import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from zart.engine import failure, handler, waits
@@ -82,6 +83,8 @@ class Turn(TurnLife):
             self.deadline_timer = loop.call_later(deadline_in, self.interrupt, Stop.DEADLINE)
         context = contextvars.copy_context()
         context.run(current_scope.set, self)
+        if self.span is not None:
+            context.run(tracing.enter, self.span)
         # Not by the loop's task factory: an eager one would run the body before it is known which task it is.
         self.main = asyncio.Task(self.host.attribution.wrap(self._run(), self.id), loop=loop, context=context)
         self.main.add_done_callback(self._end_anyway, context=context)
@@ -172,7 +175,8 @@ class Turn(TurnLife):
             if monotonic_ns() > self.host.sure_until[self.bucket]:
                 await self.host.make_sure(self)
             try:
-                value = await (call.invoke() if spec.timeout is None and tries is None else run.first_try())
+                plain = spec.timeout is None and tries is None and self.span is None
+                value = await (call.invoke() if plain else run.first_try())
                 if run.transaction is not None:
                     value = await run.commit(value)
             except BaseException as error:

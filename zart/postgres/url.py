@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
 
 from zart.errors import DatabaseUnreachable
 
 URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+
+# Of a database's URL all up to the last "@", as what is not escaped in a password may look like anything. Then the user
+# and password of any URL, and what is said to be a password.
+_SECRETS = re.compile(
+    r"""(?i)
+    (?P<database>\bpostgres(?:ql)?(?:\+\w+)?://)(?!USER:PASSWORD@)[^\n]*@
+    | (?P<url>\b[a-z][a-z0-9+.-]*://)(?!USER:PASSWORD@)[^\s/:@]*:[^\s/@]*@
+    | (?P<option>password(?:=|['"]:\s?))(?:'[^'\n]*'|"[^"\n]*"|[^\s&'",]+)
+    """,
+    re.VERBOSE,
+)
 
 
 def describe(dsn: str) -> str:
@@ -51,6 +63,19 @@ def missing_files(dsn: str) -> list[str]:
     """The options of a URL that name a file which does not exist."""
     options = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dsn).query))
     return [name for name in _FILE_OPTIONS if name in options and not os.path.exists(options[name])]
+
+
+def redacted(text: str) -> str:
+    """A text of others' making, without the passwords of URLs and of connection options that may be in it."""
+    if "://" not in text and "assword" not in text and "ASSWORD" not in text:
+        return text
+    once = _SECRETS.sub(_without_secret, text)
+    return _SECRETS.sub(_without_secret, once)  # the options of a URL come after its user
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    start = found["database"] or found["url"]
+    return f"{start}***@" if start else f"{found['option']}***"
 
 
 def _parse(dsn: str) -> urllib.parse.SplitResult | None:

@@ -26,6 +26,7 @@ from typing import Final
 
 from zart.errors import InvalidArgument
 from zart.log import logger
+from zart.postgres.url import redacted
 from zart.runner import board as header
 from zart.runner import child, control
 from zart.runner.board import Board
@@ -33,11 +34,12 @@ from zart.runner.link import DeathLink
 from zart.runner.listener import listen, url_of
 from zart.runner.options import RunnerOptions
 from zart.runner.preload import preload
-from zart.runner.process import describe_status, fork, reap_orphans
+from zart.runner.process import describe_status, fork, reap_orphans, status_fields
 from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
 from zart.runner.signals import Signals
 from zart.runner.stack import Stacks
+from zart.runner.title import show_process
 from zart.runner.values import SharedValues
 from zart.runner.workers import Workers
 
@@ -70,7 +72,8 @@ def run(options: RunnerOptions, children: Children | None = None) -> int:
 
     When the application or the database cannot be used, one line on stderr says why and what to do.
     """
-    render_logs(options.log_format)
+    render_logs(options.log_format, options.log_level)
+    show_process(f"arbiter {options.app}")
     with Signals() as signals:
         return _Arbiter(options, children or Children(), signals).run()
 
@@ -97,7 +100,8 @@ class _Arbiter:
                 return EXIT_CANNOT_START
             if not self._stopping:
                 gc.freeze()  # so that no child's collector writes to the pages that it shares
-                _log.info("serving %s with %s", self._options.app, self._workers.counted())
+                about = {"app": self._options.app, "workers": self._workers.size}
+                _log.info("serving %s with %s", self._options.app, self._workers.counted(), extra=about)
                 if self._listener is not None:
                     _log.info("metrics and health on %s", url_of(self._listener))
                 self._warn_of_short_leases()
@@ -287,7 +291,7 @@ class _Arbiter:
         self._link.close()
         self._board.header[header.CONTROL_PID] = 0
         if self._end_at is None or status:
-            _log.error("control ended (%s); made again", describe_status(status))
+            _log.error("control ended (%s); made again", describe_status(status), extra=status_fields(status))
         if self._control.note_start(worked=bool(self._board.header[header.CONTROL_READY])):
             self._give_up(f"control ends before it is at work, the last one with {describe_status(status)}")
 
@@ -325,7 +329,7 @@ class _Arbiter:
             except OSError as error:
                 _log.error("not reloaded: no process can be made: %s", error.strerror)
         elif reason := self._found(status):
-            _log.error("not reloaded, the workers keep the old code: %s", reason)
+            _log.error("not reloaded, the workers keep the old code: %s", reason, extra={"reason": reason})
         else:
             self._workers.outdate()
 
@@ -334,7 +338,7 @@ class _Arbiter:
     def _stop(self, why: str) -> None:
         """Have the workers drain; those that take too long are killed."""
         if not self._stopping:
-            _log.info("stopping (%s)", why)
+            _log.info("stopping (%s)", why, extra={"reason": why})
             self._stopping = True
             self._probe.kill()
             self._workers.stop()
@@ -364,4 +368,4 @@ class _Arbiter:
 
 
 def _say(reason: str) -> None:
-    print(f"zart-runner: {reason}", file=sys.stderr, flush=True)
+    print(f"zart-runner: {redacted(reason)}", file=sys.stderr, flush=True)

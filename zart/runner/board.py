@@ -1,12 +1,16 @@
 """The board: memory that all processes of one runner share, made before the first fork.
 
-A header of counters, one `Place` per worker, and one line of text per worker in which a child that cannot start says
+A header of counters, one `Place` per worker, and one line of text per worker in which a child that cannot go on says
 why. It is anonymous memory: it has no name, and is gone with the last process that has it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import mmap
+import os
+import weakref
 from typing import Final
 
 from zart.errors import InvalidArgument
@@ -61,12 +65,26 @@ class Board:
             Place(memory[start : start + Place.size()]) for start in range(_HEADER_BYTES, lines_at, Place.size())
         )
         self._lines = memory[lines_at:]
+        self._told = os.memfd_create("zart-told", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._told)
 
     def say(self, line: str, index: int = -1) -> None:
         """Leave one line of text at a place, in the place of the line before; -1 is the runner's own place."""
         text = " ".join(line.split()).encode("utf-8", "replace")[:_LINE_BYTES]
         start = (index % (len(self.places) + 1)) * _LINE_BYTES
         self._lines[start : start + _LINE_BYTES] = text.ljust(_LINE_BYTES, b"\0")
+
+    def is_news(self, text: str) -> bool:
+        """Whether this is not what was asked about last, by whichever process. Of several at once, one is told so."""
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        fcntl.lockf(self._told, fcntl.LOCK_EX)
+        try:
+            if os.pread(self._told, len(digest), 0) == digest:
+                return False
+            os.pwrite(self._told, digest, 0)
+            return True
+        finally:
+            fcntl.lockf(self._told, fcntl.LOCK_UN)
 
     def said(self, index: int = -1) -> str:
         """The line left at a place, or ""."""

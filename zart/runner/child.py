@@ -7,20 +7,23 @@ import contextlib
 import gc
 import os
 import signal
+import traceback
 from collections.abc import Coroutine
 from typing import Any, Final
 
 import uvloop
 
+from zart import tracing
 from zart.engine.loop import WorkerLoop
 from zart.engine.threads import default_threads
 from zart.errors import DatabaseUnreachable, InvalidArgument, RegistrationError, ZartError
-from zart.log import logger
+from zart.log import logger, of_process
 from zart.metrics import Place
 from zart.postgres.connection import connect
 from zart.registry import Lifespan, TaskRegistry, load_registry
 from zart.runner.board import Board
 from zart.runner.options import RunnerOptions
+from zart.runner.title import show_process
 from zart.store import workers
 from zart.store.migrate import check_schema
 
@@ -31,11 +34,14 @@ EXIT_CANNOT_START: Final = 3
 EXIT_NO_DATABASE: Final = 4
 """The application could not be made ready for want of the database."""
 
+_FLUSH_PATIENCE: Final = 2.0
+
 _log = logger("worker")
 
 
 def probe(options: RunnerOptions, board: Board) -> int:
     """Try what every worker needs: the application, the database and its schema. The board says what is wrong."""
+    show_process("probe")
     try:
         load_registry(options.app)
         _run(_check_database(options))
@@ -46,20 +52,22 @@ def probe(options: RunnerOptions, board: Board) -> int:
 
 
 def main(options: RunnerOptions, board: Board, index: int, wake_fd: int) -> int:
-    """A worker's life: load the application, work until SIGTERM and drained. Give the exit code."""
+    """A worker's life: load the application, work until SIGTERM and drained. Give the exit code.
+
+    Why it cannot work, the board says: the arbiter tells of it, and of many workers with the same reason but once.
+    """
+    show_process(f"worker {index}")
+    of_process["worker"] = index
     try:
         registry = load_registry(options.app)
         _spare_the_collector()
-        _run(_work(options, registry, board.places[index], wake_fd))
+        _run(_work(options, registry, board, index, wake_fd))
         code = EXIT_DRAINED
-    except DatabaseUnreachable as error:
-        _log.warning("worker %d cannot work: %s", index, error)
-        code = EXIT_NO_DATABASE
     except ZartError as error:
-        _log.error("worker %d cannot work: %s", index, error)
         board.say(str(error), index)
-        code = EXIT_CANNOT_START
+        code = EXIT_NO_DATABASE if isinstance(error, DatabaseUnreachable) else EXIT_CANNOT_START
     board.places[index].leave()
+    tracing.flush(_FLUSH_PATIENCE)
     return code
 
 
@@ -101,24 +109,30 @@ async def _check_listening(url: str, schema: str, database: str) -> None:
         await connection.close()
 
 
-async def _work(options: RunnerOptions, registry: TaskRegistry, place: Place, wake_fd: int) -> None:
+async def _work(options: RunnerOptions, registry: TaskRegistry, board: Board, index: int, wake_fd: int) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(default_threads())
-    worker = _new_worker(options, registry, place)
+    worker = _new_worker(options, registry, board.places[index])
     async with contextlib.AsyncExitStack() as stack:
         if registry.lifespan is not None:
-            await _enter(stack, registry.lifespan, options)
-        loop.add_signal_handler(signal.SIGTERM, worker.stop)
+            await _enter(stack, registry.lifespan, options, board)
+        loop.add_signal_handler(signal.SIGTERM, _drain, worker, index)
         loop.add_reader(wake_fd, _wake, wake_fd, worker)
         await worker.run()
 
 
-async def _enter(stack: contextlib.AsyncExitStack, lifespan: Lifespan, options: RunnerOptions) -> None:
+def _drain(worker: WorkerLoop, index: int) -> None:
+    show_process(f"worker {index} (draining)")
+    worker.stop()
+
+
+async def _enter(stack: contextlib.AsyncExitStack, lifespan: Lifespan, options: RunnerOptions, board: Board) -> None:
     """Enter the application's lifespan. SIGTERM still ends the process here: it holds nothing yet."""
     try:
         await stack.enter_async_context(lifespan())
     except Exception as error:
-        _log.exception("the registry's lifespan failed")
+        if board.is_news("".join((type(error).__qualname__, *traceback.format_tb(error.__traceback__)))):
+            _log.exception("the registry's lifespan failed")
         await _check_database(options)  # it may have failed for want of the database, which will be back
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise RegistrationError(f"the registry's lifespan failed: {what}") from error

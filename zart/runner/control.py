@@ -24,6 +24,7 @@ from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
 from zart.runner.probes import Probes
 from zart.runner.queues import QueueCollector
+from zart.runner.title import show_process
 
 _ENDED: Final = b""
 
@@ -33,6 +34,7 @@ def main(
 ) -> int:
     """Control's life: until the arbiter says stop, or is gone. SIGTERM is the arbiter's business, and ignored here."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    show_process("control")
     with socket.socket(fileno=link_fd) as link:
         link.setblocking(False)
         uvloop.run(_Control(options, board, wakes, link, listener).run())

@@ -12,6 +12,7 @@ from zart.runner.board import MAX_PROCS, Board
 from zart.runner.listener import DEFAULT_HOST, check_port
 
 LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LEAST_STALL: Final = 0.5  # shorter pauses are those of a busy machine
 _SHORT_STALL: Final = 5.0
@@ -33,6 +34,7 @@ class RunnerOptions:
         preload: import the app before the workers are forked, so that they share its memory.
         board: memory to use, for one who wants to watch from outside; it must have `procs` places or more.
         log_format: lines for people or one JSON object per line, on stderr.
+        log_level: the least severe lines that are written.
         stall_timeout: how long a worker's event loop may stand still before the worker is killed (from 0.5 s); None
             stands for twice the lease.
         max_age: how old a worker may become before it is replaced (from 1 s); None for any age.
@@ -45,7 +47,7 @@ class RunnerOptions:
         InvalidArgument: a value cannot be used.
     """
 
-    dsn: str
+    dsn: str = field(repr=False)
     app: str
     procs: int = 2
     schema: str = DEFAULT_SCHEMA
@@ -53,6 +55,7 @@ class RunnerOptions:
     preload: bool = False
     board: Board | None = None
     log_format: LogFormat = "console"
+    log_level: LogLevel = "info"
     stall_timeout: Duration | None = None
     max_age: Duration | None = None
     max_executions: int | None = None

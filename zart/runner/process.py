@@ -104,6 +104,12 @@ def describe_status(status: int) -> str:
         return f"signal {number}"
 
 
+def status_fields(status: int) -> dict[str, object]:
+    """The same as fields of a log line: `signal` or `exit_code`."""
+    kind, _, value = describe_status(status).rpartition(" ")
+    return {"signal": value} if kind == "signal" else {"exit_code": int(value)}
+
+
 def blamed(place: Place, status: int, *, stalled: bool) -> list[int] | None:
     """Whose code is held to have ended a worker's process.
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from zart.runner.options import LogFormat
+from zart.engine.log_context import LogContext
+from zart.postgres.url import redacted
+from zart.runner.options import LogFormat, LogLevel
+
+# Without the values of variables: a database URL may be among them.
+_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
-def render_logs(log_format: LogFormat, level: int = logging.INFO) -> None:
+def render_logs(log_format: LogFormat, level: LogLevel = "info") -> None:
     """Send every logger of this process, and of those it forks, to stderr.
 
     Args:
@@ -27,15 +33,19 @@ def render_logs(log_format: LogFormat, level: int = logging.INFO) -> None:
         _add_process,
     ]
     last: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_tracebacks, _redact, structlog.processors.JSONRenderer()]
         if log_format == "json"
         else [
+            structlog.processors.format_exc_info,
+            _redact,
+            _leave_out_what_is_said,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
         ]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LogContext())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -44,9 +54,34 @@ def render_logs(log_format: LogFormat, level: int = logging.INFO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(level.upper())
 
 
 def _add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event["pid"] = os.getpid()
     return event
+
+
+def _leave_out_what_is_said(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A field for machines whose whole text the line has anyway."""
+    if str(event.get("reason")) in str(event.get("event")):
+        event.pop("reason", None)
+    return event
+
+
+def _redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: _without_passwords(value) for name, value in event.items()}
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, str):
+        return redacted(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        named: dict[Any, Any] = value
+        return {name: _without_passwords(one) for name, one in named.items()}
+    if isinstance(value, list | tuple):
+        listed: list[Any] | tuple[Any, ...] = value
+        return [_without_passwords(one) for one in listed]
+    return redacted(repr(value))

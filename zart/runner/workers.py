@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from zart.log import logger
+from zart.log import fields, logger
 from zart.metrics import ALONE, Place
 from zart.runner import board as header
 from zart.runner import child
@@ -21,7 +21,7 @@ from zart.runner.board import Board
 from zart.runner.health import Watchdog, loop_beats
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
-from zart.runner.process import blamed, describe_status
+from zart.runner.process import blamed, describe_status, status_fields
 from zart.runner.recycling import Life, begin_life
 from zart.runner.seat import Seat
 from zart.runner.stack import Stacks
@@ -73,6 +73,7 @@ class Workers:
         self._stall: _Stall | None = None
         self._outdated: set[int] = set()
         self._last_replaced = -1
+        self._told = ""  # why the worker that ended last could not go on
 
     @property
     def are_gone(self) -> bool:
@@ -145,7 +146,7 @@ class Workers:
                 "new code" if seat.pid in self._outdated else self._lives[index].is_over(self._board.places[index], now)
             )
             if why:
-                _log.info("worker %d is replaced (%s)", index, why)
+                _log.info("worker %d is replaced (%s)", index, why, extra={"worker": index, "reason": why})
                 self._leave(seat)
                 self._last_replaced = index
                 return
@@ -169,6 +170,7 @@ class Workers:
         place = self._board.places[index]
         asked = seat.was_asked_to_end(status)
         worker_ids = [worker_id for worker_id in (place.previous_id, place.worker_id) if worker_id]
+        about = fields(worker=index, worker_id=place.worker_id or None, worker_pid=place.pid or None)
         how = "its event loop stood still" if seat.stalled else describe_status(status)
         step = place.step if place.alone == ALONE else ""
         self._link.report(worker_ids, [] if asked else blamed(place, status, stalled=seat.stalled), how, step)
@@ -180,20 +182,28 @@ class Workers:
             return ""
         self._board.header[header.DEATHS] += 1
         self._board.header[header.LAST_DEATH_NS] = time.monotonic_ns()
-        _log.warning("worker %d ended (%s)", index, describe_status(status))
+        reason = self._board.said(index)
+        self._tell(index, status, reason, about)
         found_no_database = os.WIFEXITED(status) and os.WEXITSTATUS(status) == child.EXIT_NO_DATABASE
         if not seat.note_start(worked=was_at_work or found_no_database):
             return ""
-        reason = self._board.said(index)
         return self._judge(
             reason or f"workers end before they are at work, the last one with {describe_status(status)}"
         )
+
+    def _tell(self, index: int, status: int, reason: str, about: dict[str, object]) -> None:
+        """Log a death. A reason that many have, as a schema that is gone, is told once."""
+        known, self._told = reason == self._told, reason
+        why = "" if not reason else ", for the same reason" if known else f": {reason}"
+        about |= fields(reason=None if known else reason or None) | status_fields(status)
+        _log.warning("worker %d ended (%s)%s", index, describe_status(status), why, extra=about)
 
     def _judge(self, reason: str) -> str:
         """After too many starts that failed: the reason to give up if there is no hope, or ""."""
         if self._outdated:
             self._outdated.clear()
-            _log.error("reloading ends here, the other workers keep the old code: %s", reason)
+            about = {"reason": reason}
+            _log.error("reloading ends here, the other workers keep the old code: %s", reason, extra=about)
         return reason if all(seat.failed_starts for seat in self.seats[: self.size]) else ""
 
     # Stalls
@@ -227,7 +237,8 @@ class Workers:
             seconds,
             _who_ran(running),
             extra={
-                "worker": place.worker_id,
+                "worker": stall.index,
+                "worker_id": place.worker_id,
                 "worker_pid": stall.pid,
                 "blocked_seconds": round(seconds, 1),
                 "executions": running,
@@ -258,7 +269,8 @@ class Workers:
     def _kill(self, index: int, why: str) -> None:
         seat = self.seats[index]
         if seat.pid and not seat.killed:
-            _log.warning("worker %d is killed (%s)", index, why)
+            about = {"worker": index, "worker_pid": seat.pid, "reason": why}
+            _log.warning("worker %d is killed (%s)", index, why, extra=about)
             seat.kill()
 
 

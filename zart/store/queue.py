@@ -17,7 +17,8 @@ async def load_claims(connection: Connection, schema: str, bucket: int, ids: Seq
     """The records of claimed executions.
 
     Columns: id, execution_id, task_name, input (JSON text), attempt, max_retries, priority, deadline_in (seconds from
-    now, None without deadline), step_name, parent, lane, age (seconds since it was started).
+    now, None without deadline), step_name, parent, lane, age (seconds since it was started), traceparent (of whoever
+    started it).
     """
     return await connection.fetch(statement("load_claims", schema), bucket, ids)
 
@@ -28,13 +29,26 @@ async def load_journal(
     """Journals, failed tries and counters of the runs that `worker` holds, all of one snapshot.
 
     Rows by `what`, each with id and epoch:
-        counters: wakes, done; there is none when the claim is gone.
+        counters: wakes, done, traceparent (of the turn before); there is none when the claim is gone.
         checkpoint: step_key, kind, status, attempts, name, result, error, due_in, seconds.
         attempt: step_key, attempts (its number), name, error, due_in, seconds, began_ago.
     `due_in` is in seconds from now, `began_ago` in seconds before it (in `counters`: since the run's first claim); JSON
     comes as text.
     """
     return await connection.fetch(statement("load_journal", schema), bucket, ids, runs, worker)
+
+
+async def note_turns(
+    connection: Connection,
+    schema: str,
+    bucket: int,
+    worker: int,
+    ids: Sequence[int],
+    epochs: Sequence[int],
+    traceparents: Sequence[str],
+) -> None:
+    """Keep the trace contexts of turns that `worker` begins, for the turns after them."""
+    await connection.execute(statement("note_turns", schema), bucket, worker, ids, epochs, traceparents)
 
 
 async def look(

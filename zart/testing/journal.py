@@ -102,6 +102,7 @@ class Journal:
     def history(self, epoch: int, loaded_at: float, unfinished: Iterable[int] = ()) -> History:
         """What a worker loads for its turn. `unfinished`: keys of the children that have not ended."""
         rows = [_loaded("counters", epoch=epoch, wakes=self.wakes, done=self.done, began_ago=self.clock.now)]
+        rows[0]["traceparent"] = None
         rows += [_loaded("child", step_key=key) for key in unfinished]
         for what, kept in (("checkpoint", self._rows.values()), ("attempt", self._tries)):
             rows += [self._loaded(what, row) for row in kept]

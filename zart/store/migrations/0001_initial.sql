@@ -35,7 +35,7 @@ create unique index zart_executions_child on :schema.zart_executions(parent, par
 
 -- The only hot table: one narrow row per unfinished execution. lane < 0: set apart after a crash.
 -- run_at = infinity: waits for a signal only. worker null: nobody holds it. priority: 2p+1 at start, 2p from the first
---   park on.
+--   park on. traceparent: of its last turn, if that is traced.
 create table :schema.zart_queue(
   id bigint primary key,
   run_at timestamptz not null default now(),
@@ -50,7 +50,8 @@ create table :schema.zart_queue(
   bucket smallint not null,
   priority smallint not null default 5,
   crashes smallint not null default 0,
-  waiting boolean not null default false
+  waiting boolean not null default false,
+  traceparent text
 ) with (
   fillfactor = 50, vacuum_truncate = false,
   autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,

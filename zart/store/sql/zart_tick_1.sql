@@ -1,7 +1,7 @@
 -- zart_tick_1: the group commit of one worker: fence, checkpoints, children, endings and parkings, claims, in this
 --   order.
 -- Parameters: p_bucket, p_worker; columns of checkpoints c_*, of verbs t_*, of children k_*; p_lanes to claim from,
---   rotated by the caller, p_limit claims at most. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
+--   rotated by the caller, p_limit claims at most. k_traceparent: null is the parent's. Dues and deadlines are seconds from now. t_verb: 0 hold, 1 finish, 2
 --   park, 3 put off, 4 retry, 5 handle (it has failed: keep that, and free it for its failure handler). t_seen of a
 --   finish: how many children of earlier passes nobody wants any more; they end with it.
 -- Rows: fence (extra: milliseconds left of the lease; no such row: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
@@ -17,7 +17,7 @@ create function :schema.zart_tick_1(
   t_id bigint[], t_epoch int[], t_verb smallint[], t_seen int[], t_done_at int[], t_due float8[], t_status smallint[],
   t_output bytea[], t_error bytea[],
   k_id bigint[], k_run int[], k_key bigint[], k_name text[], k_task text[], k_lane int[], k_priority smallint[],
-  k_input bytea[], k_max_retries int[], k_deadline float8[],
+  k_input bytea[], k_max_retries int[], k_deadline float8[], k_traceparent text[],
   p_lanes int[], p_limit int
 ) returns table(
   what text, id bigint, run int, epoch int, wakes int, done int, crashes smallint, waited real, extra int, ids bigint[]
@@ -136,9 +136,9 @@ begin
         select p_bucket, format('zart:%s/%s/%s', k.id, k.run, k.name), k.task, k.lane, k.priority, k.input,
                k.max_retries,
                case when starts_with(k.name, 'on_failure/') then k.deadline else least(p.deadline, k.deadline) end,
-               k.id, k.run, k.key, k.name, v_now, p.traceparent
-        from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
-               k(id, run, key, name, task, lane, priority, input, max_retries, deadline),
+               k.id, k.run, k.key, k.name, v_now, coalesce(k.traceparent, p.traceparent)
+        from unnest(k_id, k_run, k_key, k_name, k_task, k_lane, k_priority, m_json, k_max_retries, m_at, k_traceparent)
+               k(id, run, key, name, task, lane, priority, input, max_retries, deadline, traceparent),
              lateral (select z.deadline, z.traceparent from :schema.zart_executions z
                       where z.bucket = p_bucket and z.id = k.id offset 0) p
         where k.id = any(m_id)
@@ -153,9 +153,10 @@ begin
           update :schema.zart_executions e
           set run = e.run + 1, status = 0, task_name = k.task, lane = k.lane, priority = k.priority, input = k.input,
               output = null, error = null, attempt = 0, crashes = 0, max_retries = k.max_retries,
-              deadline = least(p.deadline, k.deadline), created_at = v_now, started_at = null, finished_at = null
-          from unnest(k_id, k_run, k_key, k_task, k_lane, k_priority, m_json, k_max_retries, m_at)
-                 k(id, run, key, task, lane, priority, input, max_retries, deadline),
+              deadline = least(p.deadline, k.deadline), created_at = v_now, started_at = null, finished_at = null,
+              traceparent = coalesce(k.traceparent, e.traceparent)
+          from unnest(k_id, k_run, k_key, k_task, k_lane, k_priority, m_json, k_max_retries, m_at, k_traceparent)
+                 k(id, run, key, task, lane, priority, input, max_retries, deadline, traceparent),
                lateral (select z.deadline from :schema.zart_executions z
                         where z.bucket = p_bucket and z.id = k.id offset 0) p
           where e.bucket = p_bucket and e.parent = k.id and e.parent_run = k.run and e.parent_key = k.key
