@@ -133,7 +133,8 @@ async def test_three_deaths_alone_and_how_it_is_told_and_mended(
         log = fleet.stop()[2]
     assert "execution 'mendable-1' is set apart: its code ran when its process died (exit code 7)" in log
     [told] = [line for line in log.splitlines() if "execution 'mendable-1' is quarantined: " in line]
-    assert told.partition(" [zart")[0].count("'me'") == 1, told
+    assert told.partition(" [zart")[0].count("'exits'") == 1, told
+    assert " task=mendable " in told
 
 
 async def test_the_unlucky_run_alone_once_and_those_that_only_wait_are_not_blamed(

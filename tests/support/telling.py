@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import zart
 from zart import TaskRegistry, zart_durable, zart_step
@@ -43,8 +44,9 @@ async def telling() -> int:
 
 @asynccontextmanager
 async def _broken() -> AsyncGenerator[None]:
-    url = os.environ["EFFECTS_DSN"]  # among the values of variables where it fails
-    raise ConnectionRefusedError(f"no cache at {url}")
+    url = os.environ["EFFECTS_DSN"]
+    password = urlsplit(url).password  # among the values of variables where it fails
+    raise ConnectionRefusedError(f"no cache at {url}{'' if password else ', which has no password'}")
     yield
 
 

