@@ -178,12 +178,13 @@ _TABLE_PANELS = (
         ),
     ),
     series(
-        "Since the last autovacuum",
-        "How long ago autovacuum was last done with a table. zart_queue under load: minutes. Hours there while dead "
-        "rows rise: autovacuum is off, too slow (`autovacuum_vacuum_cost_limit`), or cancelled by locks.",
+        "Since the last vacuum",
+        "How long ago a table was last vacuumed, by autovacuum or by hand. zart_queue under load: minutes. Hours there "
+        "while dead rows rise: autovacuum is off, too slow (`autovacuum_vacuum_cost_limit`), or cancelled by locks.",
         SECONDS,
         (
-            f"time() - (max by (schemaname, relname) (pg_stat_user_tables_last_autovacuum{{{_TABLES}}}) > 0)",
+            'time() - (max by (schemaname, relname) ({__name__=~"pg_stat_user_tables_last_(auto)?vacuum", '
+            f"{_TABLES}}}) > 0)",
             "{{schemaname}}.{{relname}}",
         ),
     ),
