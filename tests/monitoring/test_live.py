@@ -71,6 +71,8 @@ async def test_every_panel_and_alert_finds_its_figures(database: Database, tmp_p
                 await _all(prometheus, HAPPENED)
                 await _all(prometheus, dict.fromkeys(_drawn(), -math.inf))
                 await _all(prometheus, dict.fromkeys(_alerted(), -math.inf))
+            drawn = " ".join(_drawn())
+            assert [name for name in await _exported(prometheus) if name not in drawn] == []
 
 
 async def _all(prometheus: Prometheus, least: Mapping[str, float]) -> None:
@@ -94,6 +96,12 @@ def _numbers(samples: list[dict[str, Any]]) -> Iterator[float]:
 
 def _drawn() -> list[str]:
     return [each.text for each in itertools.chain(*map(expressions, sorted(DIRECTORY.glob("*.json"))))]
+
+
+async def _exported(prometheus: Prometheus) -> list[str]:
+    """The names of zart's metrics that Prometheus has got."""
+    samples = await prometheus.ask('count by (__name__) ({__name__=~"zart_.+"})')
+    return sorted({re.sub("_(bucket|sum|count)$", "", sample["metric"]["__name__"]) for sample in samples})
 
 
 def _alerted() -> list[str]:
