@@ -33,7 +33,7 @@ def scrape(port_file: Path) -> dict[tuple[str, Labels], float]:
 
 
 def _control(
-    options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int, listener: socket.socket | None = None
+    options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int, listener: socket.socket | None
 ) -> int:
     registry = CollectorRegistry()
     registry.register(BoardCollector(board))

@@ -21,8 +21,8 @@ from zart.cli.runner import LogFormat
 from zart.engine.sampling import Sampler
 from zart.log import logger
 from zart.postgres.connection import connect
-from zart.runner.endpoint import Check, Endpoint
 from zart.runner.listener import DEFAULT_HOST, DEFAULT_PORT, MAX_PORT, listen, url_of
+from zart.runner.probes import Check
 from zart.runner.queues import QueueCollector
 from zart.runner.rendering import render_logs
 from zart.store.migrate import check_schema
@@ -63,6 +63,8 @@ def metrics(
 
 
 async def _serve(listener: socket.socket, dsn: str, schema: str) -> None:
+    from zart.runner.endpoint import Endpoint  # it takes a while, and no other command needs it
+
     await _check_database(dsn, schema)
     stop = asyncio.Event()
     for number in _STOPPING:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Final
 
 from zart.errors import InvalidArgument
@@ -129,6 +130,7 @@ class _Arbiter:
             )
         except InvalidArgument as error:
             return str(error)
+        import_module("zart.runner.endpoint")  # for every control to come, as it is on disk now
         return ""
 
     def _try_out(self) -> str:
@@ -352,9 +354,9 @@ class _Arbiter:
                 time.sleep(0.01)
         self._link.close()
         self._stacks.close()
+        self._values.close()
         if self._listener is not None:
             self._listener.close()
-        self._values.close()
         for wake in self._wakes:
             with contextlib.suppress(OSError):
                 os.close(wake)

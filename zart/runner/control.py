@@ -19,7 +19,6 @@ from zart.engine.sampling import Sampler
 from zart.engine.supervisor import Supervisor
 from zart.runner import board as header
 from zart.runner.board import Board
-from zart.runner.endpoint import Endpoint
 from zart.runner.exposition import BoardCollector, UserMetrics
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
@@ -66,10 +65,12 @@ class _Control:
 
     async def _serve(self, listener: socket.socket) -> None:
         """Serve HTTP until cancelled."""
+        from zart.runner.endpoint import Endpoint  # the arbiter has loaded it, if there is something to serve
+
         options = self._options
         sampler = Sampler(options.dsn, options.schema, prepared_statements=options.config.prepared_statements)
         probes = Probes(self._board, sampler)
-        endpoint = Endpoint([BoardCollector(self._board), QueueCollector(sampler), UserMetrics()], probes.pages())
+        endpoint = Endpoint([BoardCollector(self._board), UserMetrics(), QueueCollector(sampler)], probes.pages())
         async with endpoint.serving(listener), asyncio.TaskGroup() as group:
             group.create_task(sampler.run(), name="zart sampling")
             group.create_task(probes.watch(), name="zart probes")
