@@ -13,7 +13,7 @@ from zart.cli.output import counted
 from zart.metrics import quantile
 from zart.runner.board import Board
 
-_INTERVAL = 0.1
+_INTERVAL = 0.25  # workers end many at once: shorter ones show that and nothing else
 _MOST_POINTS = 120
 
 
@@ -27,7 +27,7 @@ class Moment:
 
 
 class Course:
-    """Moments of one drain, a tenth of a second apart.
+    """Moments of one drain, a quarter of a second apart.
 
     Attributes:
         moments: so far, the first one from when it was made.
@@ -76,15 +76,16 @@ def draw(course: Course, executions: int, path: Path) -> None:
         lower.plot(times, _gaps(middles), color=figure.BLUE, label="p50", marker=".")
         lower.legend(loc="upper left")
         lower.set_xlabel("seconds since the workers were started")
-        for panel in (upper, lower):
+        for panel, values in ((upper, rates), (lower, highs)):
+            top = 1.15 * max(filter(None, values), default=1.0)
             panel.set_xlim(0, times[-1])
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, top)
             if course.killed_at is not None:
                 panel.axvline(course.killed_at - began, color=figure.RED, linestyle="--")
         if course.killed_at is not None:
-            place = (course.killed_at - began, 0.0)
-            text = f"worker killed, holding {course.held:,}"
-            upper.annotate(text, place, xytext=(5, 5), textcoords="offset points", color=figure.RED)
+            style = {"color": figure.RED, "textcoords": "offset points", "va": "top"}
+            place = (course.killed_at - began, upper.get_ylim()[1])
+            upper.annotate(f"worker killed, holding {course.held:,}", place, xytext=(5, 0), **style)
 
 
 def _thinned(moments: list[Moment]) -> list[Moment]:
