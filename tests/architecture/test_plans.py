@@ -14,7 +14,7 @@ from tests.support.database import Database, drop_database, make_database
 from tests.support.plans import Plans, Scan, recorded_plans
 from tests.support.ticking import Checkpoint, Child, Claim, Move, TickingWorker, start
 from zart.model import ExecutionStatus, Kind, Outcome, StoredStatus, Verb
-from zart.store import executions, journal, queue, transactions, workers
+from zart.store import executions, figures, journal, queue, transactions, workers
 from zart.store.migrate import migrate
 
 GROWN = 100_000
@@ -30,6 +30,7 @@ RECORD_CHILD = Scan("zart_executions", "zart_executions_child")
 JOURNAL = Scan("zart_tasks", "zart_tasks_pkey")
 ATTEMPTS = Scan("zart_attempts", "zart_attempts_pkey")
 FENCE = Scan("zart_workers", "zart_workers_pkey")
+QUARANTINED = Scan("zart_quarantined", "zart_quarantined_pkey")
 
 # Finished executions with one step each; an unknown task's backlog, more urgent and older than all else; parked ones.
 _GROW = """
@@ -266,10 +267,21 @@ async def test_releases_go_by_key(worker: TickingWorker) -> None:
         done = await executions.release(worker.connection, worker.schema, worker.bucket, name)
     assert done.what == "released"
     assert plans.scans() <= {
-        *(QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_NAME, RECORD_CHILD, JOURNAL),
+        *(QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_NAME, RECORD_CHILD, JOURNAL, QUARANTINED),
         Scan("zart_signals", ""),
     }
     assert plans.pages() < 1000
+
+
+async def test_the_figures_of_the_queues_take_a_range_per_lane_and_no_finished_execution(worker: TickingWorker) -> None:
+    claims = await worker.claim(BATCH)
+    await worker.tick(moves=[Move(claims[0].id, 1, Verb.FINISH, status=StoredStatus.QUARANTINED)])
+    async with recorded_plans(worker.connection) as plans:
+        found = await figures.sample_queues(worker.connection, worker.schema, [worker.bucket])
+    assert (found["default"].running, found["default"].quarantined) == (BATCH - 1, 1)
+    large = {scan for scan in plans.scans() if scan.table in ("zart_queue", "zart_executions")}
+    assert large == {QUEUE_DUE, QUEUE_HELD}
+    assert plans.pages() < 2_000
 
 
 async def test_live_executions_are_listed_without_reading_finished_ones(worker: TickingWorker) -> None:

@@ -119,7 +119,7 @@ def _leave_an_orphan() -> None:
     os._exit(0)
 
 
-def control(_: RunnerOptions, board: Board, __: tuple[int, ...], link_fd: int) -> int:
+def control(_: RunnerOptions, board: Board, __: tuple[int, ...], link_fd: int, ___: object) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _told("uncontrolled") is not None:
         return 1

@@ -17,7 +17,7 @@ from zart.errors import InvalidArgument
 from zart.metrics import EXECUTIONS_COMPLETED, MOST_THREADS, TICKS, Place
 from zart.runner import board as header
 from zart.runner.board import Board
-from zart.runner.health import Watchdog
+from zart.runner.health import Watchdog, loop_beats
 from zart.runner.link import MESSAGE_BYTES, STOP, Death, DeathLink
 from zart.runner.options import RunnerOptions
 from zart.runner.process import blamed, describe_status
@@ -131,33 +131,33 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_stalled_worker_is_told_after_the_limit() -> None:
-    place, watchdog = Place.private(), Watchdog(3.0)
+    place, watchdog = Place.private(), Watchdog[int](3.0)
     place.ready = place.pid = 1
-    assert [watchdog.stalled([place], float(now)) for now in range(5)] == [{}, {}, {}, {}, {0: 4.0}]
+    assert [watchdog.stalled(loop_beats([place]), float(now)) for now in range(5)] == [{}, {}, {}, {}, {0: 4.0}]
 
 
 def test_a_worker_whose_loop_turns_is_not_stalled() -> None:
-    place, watchdog = Place.private(), Watchdog(3.0)
+    place, watchdog = Place.private(), Watchdog[int](3.0)
     place.ready = place.pid = 1
     for now in range(10):
         place.loop_count += now % 2
-        assert watchdog.stalled([place], float(now)) == {}
+        assert watchdog.stalled(loop_beats([place]), float(now)) == {}
 
 
 def test_a_successor_is_not_stalled_for_its_predecessor() -> None:
-    place, watchdog = Place.private(), Watchdog(3.0)
+    place, watchdog = Place.private(), Watchdog[int](3.0)
     place.ready = place.pid = 1
     for now in range(4):
-        watchdog.stalled([place], float(now))
+        watchdog.stalled(loop_beats([place]), float(now))
     place.pid = 2
-    assert watchdog.stalled([place], 4.0) == {}
+    assert watchdog.stalled(loop_beats([place]), 4.0) == {}
 
 
 def test_a_pause_of_the_arbiter_makes_nobody_stalled() -> None:
-    place, watchdog = Place.private(), Watchdog(3.0)
+    place, watchdog = Place.private(), Watchdog[int](3.0)
     place.ready = place.pid = 1
-    watchdog.stalled([place], 0.0)
-    assert watchdog.stalled([place], 60.0) == {}
+    watchdog.stalled(loop_beats([place]), 0.0)
+    assert watchdog.stalled(loop_beats([place]), 60.0) == {}
 
 
 def _received(end: socket.socket) -> list[bytes]:

@@ -12,7 +12,9 @@ from zart.cli import executions
 from zart.cli.command import UNUSABLE, Version, code_of, open_closed_streams
 from zart.cli.database import with_default_directory
 from zart.cli.demo import demo
+from zart.cli.metrics import metrics
 from zart.cli.migrate import migrate
+from zart.cli.top import top
 
 app = typer.Typer(
     help="Durable execution on PostgreSQL. `zart-runner` runs your durable functions; this command looks after them.",
@@ -30,6 +32,8 @@ app.command()(executions.release)
 app.command("list")(executions.list_)
 app.command()(executions.history)
 app.command()(executions.event)
+app.command()(metrics)
+app.command()(top)
 
 
 @app.callback()

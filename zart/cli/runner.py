@@ -17,11 +17,13 @@ from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, open
 from zart.config import WorkerConfig
 from zart.errors import InvalidArgument
 from zart.runner.arbiter import run
+from zart.runner.listener import DEFAULT_HOST
 from zart.runner.options import RunnerOptions
 
 _WORKERS = "Workers"
 _SUPERVISION = "Supervision"
 _POOLER = "Behind a pooler"
+_HTTP = "Metrics and health"
 _DEFAULTS = WorkerConfig()
 
 # What the settings are called on the command line.
@@ -38,6 +40,7 @@ _OPTIONS = {
     "max_age": "--max-age",
     "max_executions": "--max-executions",
     "max_rss": "--max-rss",
+    "http_port": "--http-port",
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -133,6 +136,19 @@ def runner(
             rich_help_panel=_SUPERVISION,
         ),
     ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Serve /metrics, /livez, /readyz and /startupz there; 0 takes a free port, which the log names; by"
+            " default none.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    http_host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where they are served; 0.0.0.0 is everywhere.", rich_help_panel=_HTTP),
+    ] = DEFAULT_HOST,
     listen_url: Annotated[
         str | None,
         typer.Option(
@@ -191,6 +207,8 @@ def runner(
             max_age=_duration_or_none(max_age, "--max-age"),
             max_executions=max_executions,
             max_rss=None if max_rss is None else parse_size(max_rss, "--max-rss"),
+            http_port=http_port,
+            http_host=http_host,
         )
     with opened(database_url, embedded, schema) as dsn:
         code = run(dataclasses.replace(options, dsn=dsn))

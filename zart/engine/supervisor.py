@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from zart.config import WorkerConfig
 from zart.engine.attendant import Attendant
+from zart.engine.keeping import keep
 from zart.engine.lease import Observer, Pulse
 from zart.engine.takeover import Takeover
-from zart.errors import DatabaseError
 from zart.log import logger
 from zart.metrics import Place
 from zart.postgres.connection import (
@@ -29,14 +29,10 @@ from zart.postgres.connection import (
     check_not_demoted,
     connect,
 )
-from zart.postgres.sqlstate import Fault, classify
 from zart.postgres.url import describe
 from zart.store import workers
 from zart.store.migrate import check_schema
 
-_FIRST_BACKOFF: Final = 0.05
-_LAST_BACKOFF: Final = 1.0
-_LIVED: Final = 5.0
 _LISTEN_CHECK: Final = 5.0  # a dead link that nobody writes to is never noticed
 _NO_HINTS: Final = (
     "the %s leads through a pooler, where nobody can listen for hints: ready work is found by polling, within %g s; a"
@@ -70,9 +66,12 @@ class Supervisor:
         """Supervise until `stop()`. An outage of the database never ends it."""
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._keep("leases", "leases", self._keep_leases), name="zart leases"),
-                group.create_task(self._keep("supervisor", "polling", self._attend), name="zart supervisor"),
-                group.create_task(self._keep("listen", "hints", self._listen), name="zart listen"),
+                group.create_task(keep(purpose, partial(self._work_on, name, work)), name=f"zart {name}")
+                for name, purpose, work in (
+                    ("leases", "leases", self._keep_leases),
+                    ("supervisor", "polling", self._attend),
+                    ("listen", "hints", self._listen),
+                )
             ]
             await self._stop.wait()
             for task in tasks:
@@ -107,28 +106,16 @@ class Supervisor:
 
     # The three connections
 
-    async def _keep(self, name: str, purpose: str, work: Callable[[ServerConnection, int], Awaitable[None]]) -> None:
-        """Do some work on a connection of this name, and again on the next one when it is lost."""
-        backoff, failed = _FIRST_BACKOFF, False
-        while True:
-            began = time.monotonic()
-            try:
-                async with self._connected(name) as (connection, buckets):
-                    if failed:
-                        _log.info("the supervisor's connection for %s works again", purpose)
-                        failed = False
-                    await work(connection, buckets)
-            except Exception as error:
-                expected = isinstance(error, DatabaseError) or classify(error) is not Fault.BUG
-                if not expected:
-                    _log.exception("the supervisor's work on %s failed; trying again", purpose)
-                elif not failed:
-                    _log.warning("the supervisor has no connection for %s, trying again: %s", purpose, _one_line(error))
-                failed = True
-            if time.monotonic() - began > _LIVED:
-                backoff = _FIRST_BACKOFF
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(backoff * 2, _LAST_BACKOFF)
+    async def _work_on(
+        self,
+        name: str,
+        work: Callable[[ServerConnection, int], Awaitable[None]],
+        connected: Callable[[], None],
+    ) -> None:
+        """Do some work on a connection of this name, until it is lost."""
+        async with self._connected(name) as (connection, buckets):
+            connected()
+            await work(connection, buckets)
 
     @contextlib.asynccontextmanager
     async def _connected(self, name: str) -> AsyncGenerator[tuple[ServerConnection, int]]:
@@ -190,7 +177,3 @@ class Supervisor:
 
     def _on_hint(self, *_: object) -> None:
         self._attendant.hint()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

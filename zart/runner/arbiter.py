@@ -15,6 +15,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from zart.errors import InvalidArgument
 from zart.log import logger
 from zart.runner import board as header
 from zart.runner import child, control
 from zart.runner.board import Board
 from zart.runner.link import DeathLink
+from zart.runner.listener import listen, url_of
 from zart.runner.options import RunnerOptions
 from zart.runner.preload import preload
 from zart.runner.process import describe_status, fork, reap_orphans
@@ -57,7 +60,7 @@ class Children:
 
     probe: Callable[[RunnerOptions, Board], int] = child.probe
     worker: Callable[[RunnerOptions, Board, int, int], int] = child.main
-    control: Callable[[RunnerOptions, Board, tuple[int, ...], int], int] = control.main
+    control: Callable[[RunnerOptions, Board, tuple[int, ...], int, socket.socket | None], int] = control.main
 
 
 def run(options: RunnerOptions, children: Children | None = None) -> int:
@@ -78,6 +81,7 @@ class _Arbiter:
         self._stacks, self._link = Stacks(), DeathLink()
         self._workers = Workers(options, self._board, self._stacks, self._link, self._fork_worker)
         self._control, self._probe = Seat(), Seat()
+        self._listener: socket.socket | None = None
         self._serving = self._stopping = False
         self._end_at: float | None = None
         self._exit_code = EXIT_STOPPED
@@ -85,13 +89,15 @@ class _Arbiter:
     def run(self) -> int:
         self._board.header[header.ARBITER_PID] = os.getpid()
         try:
-            reason = (preload(self._options.app) if self._options.preload else "") or self._try_out()
+            reason = self._listen() or (preload(self._options.app) if self._options.preload else "") or self._try_out()
             if reason:
                 _say(reason)
                 return EXIT_CANNOT_START
             if not self._stopping:
                 gc.freeze()  # so that no child's collector writes to the pages that it shares
                 _log.info("serving %s with %s", self._options.app, self._workers.counted())
+                if self._listener is not None:
+                    _log.info("metrics and health on %s", url_of(self._listener))
                 self._warn_of_short_leases()
                 self._serve()
                 _log.info("stopped")
@@ -108,6 +114,21 @@ class _Arbiter:
                 stall,
                 lease,
             )
+
+    def _listen(self) -> str:
+        """Take the HTTP port, if one is wanted, before anything is started; give why it cannot be had, or ""."""
+        if self._options.http_port is None:
+            return ""
+        try:
+            self._listener = listen(
+                self._options.http_host,
+                self._options.http_port,
+                host_option="--http-host",
+                port_option="--http-port",
+            )
+        except InvalidArgument as error:
+            return str(error)
+        return ""
 
     def _try_out(self) -> str:
         """Try everything that a worker needs, in a child that is gone afterwards; give what is wrong, or ""."""
@@ -166,8 +187,10 @@ class _Arbiter:
             self._put_off(self._control, error, now)
             return
         with link:
-            main = partial(self._children.control, self._options, self._board, self._wakes, link.fileno())
-            self._start(self._control, partial(self._live, main, keep=self._wakes), now)
+            main = partial(
+                self._children.control, self._options, self._board, self._wakes, link.fileno(), self._listener
+            )
+            self._start(self._control, partial(self._live, main, keep=self._wakes, listens=True), now)
         self._board.header[header.CONTROL_PID] = self._control.pid
 
     def _fork_worker(self, index: int, seat: Seat, now: float) -> None:
@@ -187,11 +210,18 @@ class _Arbiter:
         _log.error("no process can be made: %s; trying again", error.strerror)
 
     def _live(
-        self, main: Callable[..., int], *arguments: object, keep: tuple[int, ...] = (), watched: bool = False
+        self,
+        main: Callable[..., int],
+        *arguments: object,
+        keep: tuple[int, ...] = (),
+        watched: bool = False,
+        listens: bool = False,
     ) -> int:
         """A child's life: first let go of what belongs to the arbiter alone."""
         self._signals.close()
         self._link.abandon()
+        if self._listener is not None and not listens:
+            self._listener.close()
         for wake in self._wakes:
             if wake not in keep:
                 os.close(wake)
@@ -213,6 +243,7 @@ class _Arbiter:
         return min(seconds)
 
     def _wait(self, seconds: float) -> None:
+        self._board.header[header.ARBITER_BEAT] += 1
         waiter = select.poll()
         waiter.register(self._signals.fileno(), select.POLLIN)
         if self._link.fileno() >= 0:
@@ -318,6 +349,8 @@ class _Arbiter:
                 time.sleep(0.01)
         self._link.close()
         self._stacks.close()
+        if self._listener is not None:
+            self._listener.close()
         for wake in self._wakes:
             with contextlib.suppress(OSError):
                 os.close(wake)

@@ -28,6 +28,10 @@ ARBITER_PID: Final = 5
 """The process that forks, 0 before it runs."""
 CONTROL_READY: Final = 6
 """1 once that process is at work."""
+ARBITER_BEAT: Final = 7
+"""Rises while the process that forks goes round."""
+STARTED: Final = 8
+"""1 once a worker was registered; control notes it."""
 
 _HEADER_BYTES: Final = 4096
 _LINE_BYTES: Final = 1024

@@ -1,6 +1,7 @@
 """The control process: the supervisor of a runner's workers, told of deaths by the arbiter.
 
 It may end and be made again at any time: it keeps nothing that the board, the arbiter or the database does not have.
+The socket of its HTTP endpoint is the arbiter's, so the next control serves the same port.
 """
 
 from __future__ import annotations
@@ -14,27 +15,40 @@ from typing import Final
 
 import uvloop
 
+from zart.engine.sampling import Sampler
 from zart.engine.supervisor import Supervisor
 from zart.runner import board as header
 from zart.runner.board import Board
+from zart.runner.endpoint import Endpoint
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
+from zart.runner.probes import Probes
+from zart.runner.queues import QueueCollector
 
 _ENDED: Final = b""
 
 
-def main(options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int) -> int:
+def main(
+    options: RunnerOptions, board: Board, wakes: tuple[int, ...], link_fd: int, listener: socket.socket | None = None
+) -> int:
     """Control's life: until the arbiter says stop, or is gone. SIGTERM is the arbiter's business, and ignored here."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=link_fd) as link:
         link.setblocking(False)
-        uvloop.run(_Control(options, board, wakes, link).run())
+        uvloop.run(_Control(options, board, wakes, link, listener).run())
     return 0
 
 
 class _Control:
-    def __init__(self, options: RunnerOptions, board: Board, wakes: tuple[int, ...], link: socket.socket) -> None:
-        self._board, self._wakes, self._link = board, wakes, link
+    def __init__(
+        self,
+        options: RunnerOptions,
+        board: Board,
+        wakes: tuple[int, ...],
+        link: socket.socket,
+        listener: socket.socket | None,
+    ) -> None:
+        self._options, self._board, self._wakes, self._link, self._listener = options, board, wakes, link, listener
         self._supervisor = Supervisor(
             dsn=options.dsn, schema=options.schema, config=options.config, places=board.places, wake=self._wake
         )
@@ -42,9 +56,22 @@ class _Control:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._supervisor.run())
+            serving = None if self._listener is None else group.create_task(self._serve(self._listener))
             self._board.header[header.CONTROL_READY] = 1
             await self._hear_of_deaths()
             self._supervisor.stop()
+            if serving is not None:
+                serving.cancel()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        """Serve HTTP until cancelled."""
+        options = self._options
+        sampler = Sampler(options.dsn, options.schema, prepared_statements=options.config.prepared_statements)
+        probes = Probes(self._board, sampler)
+        endpoint = Endpoint([QueueCollector(sampler)], probes.pages())
+        async with endpoint.serving(listener), asyncio.TaskGroup() as group:
+            group.create_task(sampler.run(), name="zart sampling")
+            group.create_task(probes.watch(), name="zart probes")
 
     async def _hear_of_deaths(self) -> None:
         """Take deaths until the arbiter says stop; return when each is dealt with."""

@@ -9,6 +9,7 @@ from zart.config import DEFAULT_SCHEMA, WorkerConfig
 from zart.duration import Duration, seconds_of
 from zart.errors import InvalidArgument, shown
 from zart.runner.board import MAX_PROCS, Board
+from zart.runner.listener import DEFAULT_HOST, check_port
 
 LogFormat = Literal["console", "json"]
 
@@ -37,6 +38,8 @@ class RunnerOptions:
         max_age: how old a worker may become before it is replaced (from 1 s); None for any age.
         max_executions: how many executions a worker ends or puts down before it is replaced; None for any number.
         max_rss: bytes of memory that a worker may have before it is replaced (from 1 MiB); None for any size.
+        http_port: port of the metrics and health pages (0 to 65535, 0 for a free one); None for no such pages.
+        http_host: address of this host that they are served on.
 
     Raises:
         InvalidArgument: a value cannot be used.
@@ -54,6 +57,8 @@ class RunnerOptions:
     max_age: Duration | None = None
     max_executions: int | None = None
     max_rss: int | None = None
+    http_port: int | None = None
+    http_host: str = DEFAULT_HOST
 
     def __post_init__(self) -> None:
         if not 1 <= self.procs <= MAX_PROCS:
@@ -64,6 +69,8 @@ class RunnerOptions:
         _ = _seconds("max_age", self.max_age, _LEAST_AGE)
         _at_least("max_executions", self.max_executions, 1)
         _at_least("max_rss", self.max_rss, _LEAST_RSS)
+        if self.http_port is not None:
+            check_port("http_port", self.http_port)
 
     @property
     def stall_seconds(self) -> float:

@@ -18,7 +18,7 @@ from zart.metrics import ALONE, Place
 from zart.runner import board as header
 from zart.runner import child
 from zart.runner.board import Board
-from zart.runner.health import Watchdog
+from zart.runner.health import Watchdog, loop_beats
 from zart.runner.link import DeathLink
 from zart.runner.options import RunnerOptions
 from zart.runner.process import blamed, describe_status
@@ -66,7 +66,7 @@ class Workers:
         self.size = options.procs
         self.seats = tuple(Seat() for _ in board.places)
         self._lives = [Life() for _ in board.places]
-        self._watchdog = Watchdog(options.stall_seconds)
+        self._watchdog = Watchdog[int](options.stall_seconds)
         self._stall: _Stall | None = None
         self._outdated: set[int] = set()
         self._last_replaced = -1
@@ -196,7 +196,7 @@ class Workers:
 
     def watch(self, now: float) -> None:
         """Deal with one stalled worker after the other: first its stack is logged, then it is killed."""
-        stalled = self._watchdog.stalled(self._board.places, now)
+        stalled = self._watchdog.stalled(loop_beats(self._board.places), now)
         if self._stall is None:
             for index, seconds in stalled.items():
                 seat = self.seats[index]

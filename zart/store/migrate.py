@@ -125,8 +125,17 @@ async def check_schema(connection: Connection, schema: str) -> Settings:
         SchemaMissing: there is none, or it is older.
         SchemaMismatch: it is newer, and this library is too old for it.
     """
+    check_version(schema, *await _version(connection, schema))
+    return Settings(buckets=await connection.fetchval(statement("read_buckets", schema)))
+
+
+def check_version(schema: str, found: int, serves_from: int) -> None:
+    """See that a schema whose newest migration is `found` serves this library.
+
+    Raises:
+        SchemaMissing, SchemaMismatch: as `check_schema`.
+    """
     wanted = migrations(schema)[-1].version
-    found, serves_from = await _version(connection, schema)
     if found == 0:
         raise SchemaMissing(f"the database has no zart tables in schema {schema!r}; run `zart migrate`")
     if found < wanted:
@@ -136,7 +145,6 @@ async def check_schema(connection: Connection, schema: str) -> Settings:
             f"schema {schema!r} is at version {found}, which serves a zart that knows version {serves_from} or later;"
             f" this zart knows only {wanted}; upgrade zart"
         )
-    return Settings(buckets=await connection.fetchval(statement("read_buckets", schema)))
 
 
 def migration_script(schema: str, buckets: int | None = None) -> str:

@@ -130,6 +130,21 @@ create table :schema.zart_lanes(
 );
 create index zart_lanes_pair on :schema.zart_lanes(queue, task_name, lane);
 
+-- Executions that ended as quarantined, so that they are counted without reading the records of all that has ended.
+create table :schema.zart_quarantined(
+  id bigint primary key,
+  lane int not null,
+  bucket smallint not null
+);
+
+-- What one process of the cluster does at a time: `until` passes unless its holder goes on.
+create table :schema.zart_duties(
+  duty text primary key,
+  holder bigint not null default 0,
+  until timestamptz not null default '-infinity'
+);
+insert into :schema.zart_duties(duty) values ('sample');
+
 -- Executions as the API shows them. held and waiting tell running, waiting and pending apart while status is 0.
 create view :schema.zart_records as
 select e.id, e.bucket, e.execution_id, e.task_name, e.status, q.worker is not null as held,
@@ -159,6 +174,7 @@ left join :schema.zart_lanes l on l.lane = e.lane;
 :include zart_look_1
 :include zart_ready_lanes_1
 :include zart_waited_for_1
+:include zart_sample_queues_1
 :include zart_xxh64_1
 :include zart_bucket_1
 :include zart_lane_1

@@ -64,6 +64,7 @@ begin
   set status = 0, crashes = 0, error = null, deadline = v_deadline, started_at = null, finished_at = null,
       started_by = p_token
   where e.bucket = p_bucket and e.id = v_it.id;
+  delete from :schema.zart_quarantined k where k.bucket = p_bucket and k.id = v_it.id;
   insert into :schema.zart_queue(bucket, id, lane, priority, run_at, started_at, run, epoch, done)
   values (p_bucket, v_it.id, v_it.lane, 2 * v_it.priority, v_now, v_started_at, v_it.run, v_it.epoch, v_done);
   what := 'released';

@@ -25,6 +25,7 @@ begin
   insert into :schema.zart_queue(bucket, id, lane, priority, run_at, run, epoch)
   select p_bucket, a.id, a.lane, 2 * a.priority + 1, v_now, a.run, a.epoch from again a
   returning zart_queue.id into v_id;
+  delete from :schema.zart_quarantined k where k.bucket = p_bucket and k.id = v_id;
   if v_id is null then
     select e.id into v_id from :schema.zart_executions e
     where e.bucket = p_bucket and e.execution_id = p_execution_id and e.started_by = p_token;

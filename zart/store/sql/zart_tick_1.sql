@@ -186,6 +186,14 @@ begin
         get diagnostics v_count = row_count;
         if v_count > 0 then what := 'later'; extra := v_count; return next; end if;
       end if;
+      if 5 = any(m_status) then
+        insert into :schema.zart_quarantined(bucket, id, lane)
+        select p_bucket, m.id, e.lane from unnest(m_id, m_verb, m_status) m(id, verb, status),
+          lateral (select z.lane from :schema.zart_executions z
+                   where z.bucket = p_bucket and z.id = m.id offset 0) e
+        where m.verb = 1 and m.status = 5
+        on conflict do nothing;
+      end if;
       with ended as (
         update :schema.zart_executions e
         set status = m.status, epoch = m.epoch, output = m.output, error = m.error, crashes = m.crashes,
