@@ -26,7 +26,7 @@ async def taken(connection: asyncpg.Connection) -> Counter[str]:
     return Counter(row["application_name"] for row in rows)
 
 
-@pytest.mark.parametrize("options", [{}], ids=["without an endpoint"])
+@pytest.mark.parametrize("options", [{}, {"http_port": 0}], ids=["without an endpoint", "with one"])
 async def test_a_runner_takes_what_the_formula_says_idle_and_when_all_that_can_be_lent_is_lent(
     database: Database, connection: asyncpg.Connection, options: dict[str, Any]
 ) -> None:

@@ -10,7 +10,9 @@ import signal
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.shell import ROOT
+from tests.support.web import get
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 DATA = '{"email": "ada@example.com", "card": "4242", "regions": ["eu"]}'
@@ -56,29 +59,39 @@ async def test_a_fleet_runs_in_it_as_process_1_of_a_user_without_rights_on_a_roo
     built = await asyncio.to_thread(image.build, DOCKERFILE, directory)
     assert await output_of(built, "zart-runner", "--version") == f"zart {zart.__version__}\n"
     shutil.copytree(ROOT / "examples", built.root / "app" / "examples")
+    log = directory / "runner.log"
     async with Proxy(empty_database) as proxy:
-        url = {"DATABASE_URL": proxy.database.dsn}
-        assert "0001_initial" in await output_of(built, "zart", "migrate", **url)
-        runner = await begin(built, *built.entrypoint, "--app=examples.onboarding", "--procs=2", **url)
-        await output_of(built, "zart", "start", "onboarding", "--id", "signup-ada", "--data", DATA, **url)
-        assert "ada@example.com" in await output_of(built, "zart", "wait", "signup-ada", "--timeout", "60s", **url)
+        built.environment["DATABASE_URL"] = proxy.database.dsn
+        assert "0001_initial" in await output_of(built, "zart", "migrate")
+        with log.open("w") as file:
+            options = ("--app=examples.onboarding", "--procs=2", "--http-port=0")
+            runner = await begin(built, *built.entrypoint, *options, log=file)
+        (port,) = await eventually(lambda: re.findall(r"http://127\.0\.0\.1:(\d+)", log.read_text()))
+        await eventually(partial(answers, int(port), "/startupz"))
+        await eventually(partial(answers, int(port), "/readyz"))
+        await output_of(built, "zart", "start", "onboarding", "--id", "signup-ada", "--data", DATA)
+        assert "ada@example.com" in await output_of(built, "zart", "wait", "signup-ada", "--timeout", "60s")
         process = await process_1(runner)
         status = await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)
         assert re.search(r"^NSpid:.*\t1$", status, re.MULTILINE)
         assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
         os.kill(process, signal.SIGTERM)
-        _, log = await asyncio.wait_for(runner.communicate(), 40)
-    assert runner.returncode == 0, log.decode()
-    assert "stopped" in log.decode()
+        assert await asyncio.wait_for(runner.wait(), 40) == 0, log.read_text()
+    assert "stopped" in log.read_text()
 
 
-async def begin(built: image.Stage, *command: str, **environment: str) -> Process:
-    line = built.command(*command, environment=environment, sealed=True)
-    return await asyncio.create_subprocess_exec(*line, stdout=PIPE, stderr=PIPE)
+async def answers(port: int, path: str) -> bool:
+    return (await get(port, path)).status == 200
 
 
-async def output_of(built: image.Stage, *command: str, **environment: str) -> str:
-    process = await begin(built, *command, **environment)
+async def begin(built: image.Stage, *command: str, log: IO[str] | int = PIPE) -> Process:
+    """Begin a command in the image."""
+    line = built.command(*command, sealed=True)
+    return await asyncio.create_subprocess_exec(*line, stdout=PIPE, stderr=log)
+
+
+async def output_of(built: image.Stage, *command: str) -> str:
+    process = await begin(built, *command)
     out, error = await asyncio.wait_for(process.communicate(), 90)
     assert process.returncode == 0, out.decode() + error.decode()
     return out.decode()
