@@ -19,8 +19,9 @@ from prometheus_client.registry import Collector
 from tests.support.eventually import eventually
 from tests.support.web import get, send
 from zart.runner import endpoint
-from zart.runner.endpoint import MOST_CONNECTIONS, Check, Endpoint
+from zart.runner.endpoint import MOST_CONNECTIONS, Endpoint
 from zart.runner.listener import listen
+from zart.runner.probes import Check
 
 _STRANGE = 'a"\\\n\u202e\x00é' + "x" * 100
 

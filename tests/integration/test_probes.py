@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import socket
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 
+import asyncpg
 import pytest
 
+from tests.support import workflows
 from tests.support.database import Database
 from tests.support.eventually import eventually
-from tests.support.fleet import Fleet, is_alive
+from tests.support.fleet import Fleet, all_ended, is_alive, start
 from tests.support.servers import a_server
-from tests.support.web import Page, get, status
+from tests.support.web import Page, get, send, status
 
 # Nobody is killed for standing still before the test has seen what the probes say.
 _PATIENT = {"http_port": 0, "stall_timeout": "60s"}
@@ -165,6 +170,44 @@ async def test_without_its_database_a_fleet_lives_but_is_not_ready() -> None:
             server.start()
             await says(port, "/readyz", 200, within=30)
             assert fleet.stop()[0] == 0
+
+
+async def test_an_attack_on_the_port_holds_up_neither_leases_nor_work(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    await workflows.make_effects(connection)
+    with Fleet(database, config={"lease_timeout": "3s"}, options={"http_port": 0}) as fleet:
+        port = await probed(fleet)
+        registered, log = await fleet.workers(), fleet.log()
+
+        async def attack(data: bytes) -> None:
+            while True:
+                with contextlib.suppress(OSError):
+                    await send(port, data)
+
+        async def renewals() -> datetime:
+            found: datetime = await connection.fetchval("select min(lease_until) from zart.zart_workers")
+            return found
+
+        ways = (b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01junk", b"GET /me")
+        attacks = [asyncio.create_task(attack(data)) for data in ways for _ in range(30)]
+        try:
+            await start(database, "sum", {f"s{n}": n for n in range(50)})
+            for _ in range(4):
+                before = await renewals()
+                await eventually(partial(_has_moved, renewals, before), within=10)
+            await all_ended(database)
+            assert (await get(port, "/livez", within=15)).status == 200
+        finally:
+            for task in attacks:
+                task.cancel()
+        assert await fleet.workers() == registered
+        assert fleet.log() == log
+        assert fleet.stop()[1]["DEATHS"] == 0
+
+
+async def _has_moved(read: Callable[[], Awaitable[datetime]], before: datetime) -> bool:
+    return await read() > before
 
 
 _NO_ADDRESS = "is no address of this host; choose one, as 127.0.0.1, or 0.0.0.0 for all"

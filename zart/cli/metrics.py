@@ -17,12 +17,12 @@ from prometheus_client.registry import Collector
 
 import zart
 from zart.cli.database import DatabaseUrl, Embedded, Schema, SchemaDefault, opened
+from zart.cli.runner import LogFormat
 from zart.engine.sampling import Sampler
 from zart.log import logger
 from zart.postgres.connection import connect
-from zart.runner.endpoint import Check, Endpoint
 from zart.runner.listener import DEFAULT_HOST, DEFAULT_PORT, MAX_PORT, listen, url_of
-from zart.runner.options import LogFormat
+from zart.runner.probes import Check
 from zart.runner.queues import QueueCollector
 from zart.runner.rendering import render_logs
 from zart.store.migrate import check_schema
@@ -48,7 +48,7 @@ def metrics(
     database_url: DatabaseUrl = None,
     embedded: Embedded = None,
     schema: Schema = SchemaDefault,
-    log_format: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = "console",
+    log_format: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.CONSOLE,
 ) -> None:
     """Serve the figures of all queues, with no worker at work: for autoscaling from zero.
 
@@ -57,12 +57,14 @@ def metrics(
     Example: zart metrics --port 9464 --database-url postgresql://zart@db/app
     """
     with listen(host, port, host_option="--host", port_option="--port") as listener:
-        render_logs(log_format)
+        render_logs(log_format.value)
         with opened(database_url, embedded, schema, makes_data=False) as dsn:
             asyncio.run(_serve(listener, dsn, schema))
 
 
 async def _serve(listener: socket.socket, dsn: str, schema: str) -> None:
+    from zart.runner.endpoint import Endpoint  # it takes a while, and no other command needs it
+
     await _check_database(dsn, schema)
     stop = asyncio.Event()
     for number in _STOPPING:

@@ -69,11 +69,11 @@ def _fetch(page: str) -> Scrape:
         with _direct.open(request, timeout=_TIMEOUT) as answer:
             return parse(answer.read(_MOST_BYTES).decode("utf-8"))
     except urllib.error.HTTPError as error:
-        raise Failed(f"{page} answers {error.code}; is it a runner's page of metrics?") from error
+        raise Failed(f"{page} answers {error.code}; give a runner's --url") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise Failed(
-            f"there is nothing at {page} ({one_line(str(reason))}); start the runner with --http-port"
-        ) from error
+        what = "connection refused" if isinstance(reason, ConnectionRefusedError) else one_line(str(reason))
+        hint = "start the runner with --http-port, or give its --url"
+        raise Failed(f"there is nothing at {page} ({what}); {hint}") from error
     except ValueError as error:
-        raise Failed(f"{page} is no page of metrics; name a runner's --http-port") from error
+        raise Failed(f"{page} is no page of metrics; give a runner's --url") from error

@@ -61,13 +61,14 @@ class Sampler:
         elected: sample only while no other process of the cluster does; else always.
 
     Attributes:
+        holder: under which number it stands for election.
         fault: why the database or its schema cannot be used, in one line; None while it can.
     """
 
     def __init__(self, dsn: str, schema: str, *, prepared_statements: bool | None = None, elected: bool = True) -> None:
         self._dsn, self._schema, self._prepared, self._elected = dsn, schema, prepared_statements, elected
         self._duty = SAMPLE if elected else ""
-        self._holder = secrets.randbelow(2**63 - 1) + 1
+        self.holder = secrets.randbelow(2**63 - 1) + 1
         self._sample: Sample | None = None
         self._held_until = self._due = float("-inf")
         self.fault: str | None = "not asked yet"
@@ -112,7 +113,7 @@ class Sampler:
         while True:
             began = time.monotonic()
             seconds = INTERVAL * _MISSED
-            duty = await figures.hold_duty(connection, self._schema, self._duty, self._holder, seconds)
+            duty = await figures.hold_duty(connection, self._schema, self._duty, self.holder, seconds)
             check_version(self._schema, duty.version, duty.serves_from)
             check_not_demoted(connection, describe(self._dsn))
             self.fault = None
@@ -144,4 +145,4 @@ class Sampler:
             return
         with contextlib.suppress(Exception):  # then the duty passes by itself
             async with asyncio.timeout(_PARTING):
-                await figures.drop_duty(connection, self._schema, SAMPLE, self._holder)
+                await figures.drop_duty(connection, self._schema, SAMPLE, self.holder)

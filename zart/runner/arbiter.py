@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Final
 
 from zart.errors import InvalidArgument
@@ -128,6 +129,7 @@ class _Arbiter:
             )
         except InvalidArgument as error:
             return str(error)
+        import_module("zart.runner.endpoint")  # for every control to come, as it is on disk now
         return ""
 
     def _try_out(self) -> str:

@@ -19,7 +19,6 @@ from zart.engine.sampling import Sampler
 from zart.engine.supervisor import Supervisor
 from zart.runner import board as header
 from zart.runner.board import Board
-from zart.runner.endpoint import Endpoint
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
 from zart.runner.probes import Probes
@@ -65,6 +64,8 @@ class _Control:
 
     async def _serve(self, listener: socket.socket) -> None:
         """Serve HTTP until cancelled."""
+        from zart.runner.endpoint import Endpoint  # the arbiter has loaded it, if there is something to serve
+
         options = self._options
         sampler = Sampler(options.dsn, options.schema, prepared_statements=options.config.prepared_statements)
         probes = Probes(self._board, sampler)

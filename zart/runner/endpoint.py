@@ -11,7 +11,6 @@ import contextlib
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -21,6 +20,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from zart.log import logger
+from zart.runner.probes import Probe
 
 MOST_CONNECTIONS: Final = 64
 LONGEST_CONNECTION: Final = 10.0
@@ -37,18 +37,6 @@ _GENERATORS: Final[Mapping[str, Callable[[CollectorRegistry], bytes]]] = {
 _log = logger("endpoint")
 _junk = logger("endpoint.junk")  # of each request that is none, with a stack
 _junk.disabled = True
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that a probe is about. `fault`: what is wrong, None when it is well."""
-
-    name: str
-    fault: str | None = None
-
-
-Probe = Callable[[], Sequence[Check]]
-"""Looks at what is known at this moment, without waiting for anything."""
 
 
 class Endpoint:

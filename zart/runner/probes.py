@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from zart.engine.sampling import Sampler
 from zart.runner import board as header
 from zart.runner.board import Board
-from zart.runner.endpoint import Check, Probe
 from zart.runner.health import Watchdog, loop_beats
 
 STILL: Final = 5.0
 _LOOK: Final = 0.5
 _ARBITER: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a probe is about. `fault`: what is wrong, None when it is well."""
+
+    name: str
+    fault: str | None = None
+
+
+Probe = Callable[[], Sequence[Check]]
+"""Looks at what is known at this moment, without waiting for anything."""
 
 
 class Probes:

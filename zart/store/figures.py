@@ -12,8 +12,8 @@ from zart.store.statements import statement
 SAMPLE = "sample"
 """The duty of taking the figures of the queues."""
 
-COUNTED: Final = 20_000
-"""How many executions are counted in all buckets before tasks are cut short."""
+COUNTED: Final = 10_000
+"""How many executions of a state are counted in all buckets before tasks are cut short."""
 _LEAST_COUNTED: Final = 1_000
 
 
@@ -25,8 +25,8 @@ class QueueFigures:
     `waiting` ones wait for a time or a signal. `running` ones are held by a live worker, `expired` ones by one whose
     lease has run out. `oldest_ready`: seconds for which the oldest ready one could have run, 0 without one.
 
-    Counts are exact up to 20,000 executions that nobody holds. Past that, further tasks and priorities are counted up
-    to 1,000 each.
+    Counts are exact up to 10,000 executions of a state in all queues. Past that, further tasks and priorities are
+    counted up to 500 each.
     """
 
     ready: int = 0

@@ -1,6 +1,7 @@
 -- zart_sample_queues_1: how many executions of each lane are in which state, and since when the oldest ready one waits.
--- Parameters: p_bucket; p_most: how many rows are counted before lanes are cut short. Each lane and priority is counted
---   up to 1,000 rows in any case; `oldest` (seconds, null without a ready one) is exact however many there are.
+-- Parameters: p_bucket; p_most: how many rows of each state are counted before lanes are cut short. Of each lane and
+--   priority 500 ready and 500 waiting rows are counted in any case; `oldest` (seconds, null without a ready one) is
+--   exact however many there are.
 -- Rows: several per lane, to be added up. Negative lanes are those of work that is set apart.
 -- Locks: none. Index: zart_queue_due, one range for each lane and priority that has rows; zart_queue_held, one range per
 --   worker; zart_quarantined and zart_workers are small. Finished executions are not read.
@@ -14,7 +15,8 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();
-  v_left bigint := p_most;
+  v_ready bigint := p_most;
+  v_waiting bigint := p_most;
   v_lane int := -2147483648;
   v_priority smallint := -32768;
 begin
@@ -28,14 +30,14 @@ begin
     from (select q.run_at from :schema.zart_queue q
           where q.bucket = p_bucket and q.worker is null and q.lane = v_lane and q.priority = v_priority
             and q.run_at <= v_now
-          order by q.run_at limit greatest(v_left, 1000)) c;
-    v_left := v_left - ready;
+          order by q.run_at limit greatest(v_ready, 500)) c;
+    v_ready := v_ready - ready;
     select count(*) into waiting
     from (select from :schema.zart_queue q
           where q.bucket = p_bucket and q.worker is null and q.lane = v_lane and q.priority = v_priority
             and q.run_at > v_now
-          limit greatest(v_left, 1000)) c;
-    v_left := v_left - waiting;
+          limit greatest(v_waiting, 500)) c;
+    v_waiting := v_waiting - waiting;
     return next;
   end loop;
   return query
