@@ -27,9 +27,9 @@ _IN_FLIGHT = f"zart_executions_in_flight{{{FLEET}}}"
 _SLOTS = f"zart_slots{{{FLEET}}}"
 
 
-def _each(counter: str, legend: str) -> tuple[str, str]:
-    """How fast a counter grows at each runner."""
-    return f"sum by (instance) ({rate(counter, FLEET)})", f"{{{{instance}}}} {legend}"
+def _rare(counter: str, legend: str) -> tuple[str, str]:
+    """By how much a counter of rare events has grown at each runner in 5 minutes."""
+    return f"sum by (instance) (increase({counter}{{{FLEET}}}[5m]))", f"{{{{instance}}}} {legend}"
 
 
 def _halves_and_tails(histogram: str, *by: str) -> tuple[tuple[str, str], ...]:
@@ -90,21 +90,21 @@ _WORKER_PANELS = (
     ),
     series(
         "Deaths and forks",
-        "Workers that died, and processes made, each second. Forks without deaths are starts, reloads and recycling. "
+        "Workers that died, and processes made, in 5 minutes. Forks without deaths are starts, reloads and recycling. "
         "Deaths that go on are a crash loop: the log has a line `worker N ended (...)` for each, and the reason "
         "before it.",
-        RATE,
-        _each("zart_worker_deaths_total", "deaths"),
-        _each("zart_workers_forked_total", "forks"),
+        COUNT,
+        _rare("zart_worker_deaths_total", "deaths"),
+        _rare("zart_workers_forked_total", "forks"),
     ),
     series(
         "Taken over and lost",
-        "Executions that others took over because their worker died or its lease ran out, and turns dropped because "
-        "their claim was gone. Cancelled executions count as lost claims too. More than that: workers that are "
-        "killed, frozen or cut off from the database.",
-        RATE,
-        _each("zart_executions_taken_over_total", "taken over"),
-        _each("zart_claims_lost_total", "claims lost"),
+        "In 5 minutes: executions that others took over because their worker died or its lease ran out, and turns "
+        "dropped because their claim was gone. Cancelled executions count as lost claims too. More than that: workers "
+        "that are killed, frozen or cut off from the database.",
+        COUNT,
+        _rare("zart_executions_taken_over_total", "taken over"),
+        _rare("zart_claims_lost_total", "claims lost"),
     ),
     series(
         "Event loop lag",
@@ -145,7 +145,7 @@ _SPEED_PANELS = (
         "Group commits each second. Few and large under load is how it should be; many and small is a fleet with "
         "little to do. None while work waits: workers do not reach the database.",
         RATE,
-        _each("zart_tick_duration_seconds_count", "ticks"),
+        (f"sum by (instance) ({rate('zart_tick_duration_seconds_count', FLEET)})", "{{instance}}"),
     ),
     series(
         "Rows per tick",
@@ -165,11 +165,11 @@ _SPEED_PANELS = (
     ),
     series(
         "Database errors and reconnects",
-        "Statements and connections that failed, and connections made again. Bursts go with restarts and failovers of "
-        "the database. When it goes on, the log says what fails: `a tick failed (...)`.",
-        RATE,
-        _each("zart_database_errors_total", "errors"),
-        _each("zart_reconnects_total", "reconnects"),
+        "In 5 minutes: statements and connections that failed, and connections made again. Bursts go with restarts "
+        "and failovers of the database. When it goes on, the log says what fails: `a tick failed (...)`.",
+        COUNT,
+        _rare("zart_database_errors_total", "errors"),
+        _rare("zart_reconnects_total", "reconnects"),
     ),
 )
 
@@ -188,7 +188,8 @@ _RUNNER_PANELS = (
             Query(quantile(0.99, "zart_loop_lag_seconds", FLEET, "instance"), "loop lag p99", SECONDS),
             Query(quantile(0.99, "zart_tick_duration_seconds", FLEET, "instance"), "tick p99", SECONDS),
         ),
-        width=16,
+        width=24,
+        height=6,
         keys=("instance", "version", "python"),
     ),
     Panel(
@@ -198,6 +199,7 @@ _RUNNER_PANELS = (
         "others are full serves other queues or tasks, or cannot claim.",
         SHARE,
         (Query(f"sum by (instance) ({_IN_FLIGHT}) / sum by (instance) ({_SLOTS})", "{{instance}}"),),
+        width=12,
         thresholds=((None, "green"), (0.8, "yellow"), (0.95, "red")),
     ),
     series(
@@ -207,6 +209,7 @@ _RUNNER_PANELS = (
         SECONDS,
         (f"min(zart_queue_sample_age_seconds{{{OF_JOB}}})", "age"),
         (f"max(zart_queue_sample_duration_seconds{{{OF_JOB}}})", "duration"),
+        width=12,
     ),
 )
 

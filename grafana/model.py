@@ -145,7 +145,7 @@ def _variable(variable: Variable) -> Json:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": ".*",
+        "allValue": ".+",
         "current": {"text": ["All"], "value": ["$__all"]},
     }
 
@@ -210,6 +210,8 @@ def _defaults(panel: Panel) -> Json:
     }
     if panel.kind == "timeseries":
         defaults |= {"min": 0, "custom": _lines(panel)}
+    if panel.kind == "table":
+        defaults["decimals"] = 0
     if panel.kind == "bargauge":
         defaults |= {"min": 0} | ({"max": 1} if panel.unit == SHARE else {})
     return defaults
@@ -230,7 +232,7 @@ def _overrides(panel: Panel) -> list[Json]:
     return [
         {
             "matcher": {"id": "byName" if panel.kind == "table" else "byFrameRefID", "options": _name(panel, index)},
-            "properties": [{"id": "unit", "value": query.unit}],
+            "properties": [{"id": "unit", "value": query.unit}, {"id": "decimals", "value": 1}],
         }
         for index, query in enumerate(panel.queries)
         if query.unit is not None

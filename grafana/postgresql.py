@@ -168,8 +168,9 @@ _TABLE_PANELS = (
     ),
     series(
         "Updates in place",
-        "Share of updates that touched no index (HOT). zart_executions is made for it. Low there: somebody has added "
-        "an index on a column that changes.",
+        "Share of updates that touched no index. zart_executions: one half and more. Near 0 there for long: an index "
+        "on a column that changes, or dead rows that leave no room in its pages. zart_queue is near 0 always: a claim "
+        "moves its row from one index to another.",
         SHARE,
         (
             f"{_rate_by_table('pg_stat_user_tables_n_tup_hot_upd')} / "
@@ -179,8 +180,9 @@ _TABLE_PANELS = (
     ),
     series(
         "Since the last vacuum",
-        "How long ago a table was last vacuumed, by autovacuum or by hand. zart_queue under load: minutes. Hours there "
-        "while dead rows rise: autovacuum is off, too slow (`autovacuum_vacuum_cost_limit`), or cancelled by locks.",
+        "How long ago a table was last vacuumed, by autovacuum or by hand. zart_queue under load: minutes. Hours "
+        "there while dead rows rise: autovacuum is off, too slow (`autovacuum_vacuum_cost_limit`), or cancelled by "
+        "locks.",
         SECONDS,
         (
             'time() - (max by (schemaname, relname) ({__name__=~"pg_stat_user_tables_last_(auto)?vacuum", '

@@ -29,8 +29,8 @@ def oldest_ready() -> Panel:
     return stat(
         "Oldest work waiting",
         "How long the oldest execution that could run has waited for a worker. A few seconds are normal. When it "
-        "rises steadily, the fleet does not keep up: add processes or runners, or find what holds the slots; see "
-        "'Slots in use' and 'Unclaimable'.",
+        "rises steadily, the fleet does not keep up: add processes or runners, or find what holds the slots. One that "
+        "nobody serves counts too: see 'Needs a person'.",
         SECONDS,
         OLDEST,
         ((None, "green"), (15, "yellow"), (60, "red")),
@@ -40,10 +40,10 @@ def oldest_ready() -> Panel:
 def time_to_clear() -> Panel:
     return stat(
         "Backlog is done in",
-        "Ready executions divided by how many end each second: whether the fleet keeps up. 0 when nothing waits. "
-        "Years mean that work is ready and nothing ends: look at the workers and at the database.",
+        "Ready executions that somebody serves, divided by how many end each second: whether the fleet keeps up. 0 "
+        "when nothing waits. Years mean that work is ready and nothing ends: look at the workers and at the database.",
         SECONDS,
-        f"{in_state('ready')} / clamp_min({ENDED}, 1e-9)",
+        f"({in_state('ready')} - {in_state('unclaimable')}) / clamp_min({ENDED}, 1e-9)",
         ((None, "green"), (60, "yellow"), (600, "red")),
     )
 

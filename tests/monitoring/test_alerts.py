@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.support.dashboards import ROOT
+from tests.support.pages import blocks_of
 from tests.support.prometheus import MISSING, promtool
 
 RULES = ROOT / "grafana" / "alerts.yaml"
+PAGE = ROOT / "docs" / "monitoring.md"
 TESTS = ROOT / "tests" / "monitoring" / "alerts_test.yaml"
 
 needs_promtool = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -31,6 +35,14 @@ def _tests() -> list[dict[str, Any]]:
 @needs_promtool
 def test_prometheus_takes_the_rules() -> None:
     assert f"{len(_alerts())} rules found" in promtool("check", "rules", RULES)
+
+
+@needs_promtool
+def test_prometheus_takes_the_configuration_that_the_documentation_shows(tmp_path: Path) -> None:
+    [shown] = [block for block in blocks_of(PAGE) if block.language == "yaml"]
+    (tmp_path / "prometheus.yml").write_text(shown.text)
+    shutil.copy(RULES, tmp_path)
+    assert "1 rule files found" in promtool("check", "config", tmp_path / "prometheus.yml")
 
 
 @needs_promtool
@@ -61,7 +73,7 @@ def test_each_alert_is_silent_while_a_fleet_is_well() -> None:
 
 def test_each_alert_says_what_to_do_and_where_that_is_written() -> None:
     sections = re.findall(r"^## (.+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
-    page = (ROOT / "docs" / "monitoring.md").read_text()
+    page = PAGE.read_text()
     for alert in _alerts():
         named = re.match(r'docs/operations\.md, "([^"]+)": .{40}', alert["annotations"]["runbook"])
         assert named, alert["alert"]

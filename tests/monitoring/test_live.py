@@ -77,15 +77,15 @@ async def _all(prometheus: Prometheus, least: Mapping[str, float]) -> None:
     """Returns when each expression gives a number that is no less than asked."""
     left = dict(least)
 
-    def answered() -> bool:
+    async def answered() -> bool:
         for expression, value in [*left.items()]:
-            if any(number >= value for number in _numbers(prometheus.ask(expression))):
+            if any(number >= value for number in _numbers(await prometheus.ask(expression))):
                 del left[expression]
         return not left
 
     with contextlib.suppress(AssertionError):
         await eventually(answered, within=30, every=0.5)
-    assert not left, {expression: prometheus.ask(expression) for expression in left}
+    assert [*left] == []
 
 
 def _numbers(samples: list[dict[str, Any]]) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ class Prometheus(Listener):
     """
 
     def __init__(
-        self, directory: Path, jobs: Mapping[str, Sequence[str]], rules: Sequence[Path] = (), every: float = 0.5
+        self, directory: Path, jobs: Mapping[str, Sequence[str]], rules: Sequence[Path] = (), every: float = 1.0
     ) -> None:
         interval = f"{every * 1000:.0f}ms"
         settings = {
@@ -114,13 +115,24 @@ class Prometheus(Listener):
             "--log.level=info",
         )
 
-    def ask(self, expression: str) -> list[dict[str, Any]]:
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._client = httpx.Client(base_url=f"http://{self.address}", timeout=20)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+        super().__exit__(kind, error, trace)
+
+    async def ask(self, expression: str) -> list[dict[str, Any]]:
         """The samples that an expression gives at this moment.
 
         Raises:
             AssertionError: it cannot be parsed or evaluated.
         """
-        answer = httpx.get(f"http://{self.address}/api/v1/query", params={"query": expression}, timeout=20)
+        answer = await asyncio.to_thread(self._client.get, "/api/v1/query", params={"query": expression})
         assert answer.status_code == 200, f"{expression}: {answer.text}"
         data: list[dict[str, Any]] = answer.json()["data"]["result"]
         return data
