@@ -153,12 +153,15 @@ def test_the_runner_mends_a_blocked_worker_before_the_pod_is_killed_for_it() -> 
     assert all(probe["timeoutSeconds"] <= probe["periodSeconds"] for probe in (live, ready, start))
 
 
-def test_the_largest_fleet_and_the_one_that_replaces_it_have_connections() -> None:
+def test_the_largest_fleet_has_connections_in_a_rollout_too() -> None:
     settings = _settings()
     _, each = of_a_runner(int(settings["PROCS"]), int(settings["TRX_POOL_SIZE"]), endpoint=True)
-    surge = the("Deployment", "zart-runner").spec["strategy"]["rollingUpdate"]["maxSurge"]
+    deployment = the("Deployment", "zart-runner")
+    surge = deployment.spec["strategy"]["rollingUpdate"]["maxSurge"]
+    assert deployment.spec["minReadySeconds"] >= deployment.pod["terminationGracePeriodSeconds"]
+    draining = deployment.spec["strategy"]["rollingUpdate"]["maxUnavailable"] + surge
     for most in (the("HorizontalPodAutoscaler").spec["maxReplicas"], the("ScaledObject").spec["maxReplicaCount"]):
-        assert (most + surge) * each + _OTHERS <= _CONNECTIONS
+        assert (most + surge + draining) * each + _OTHERS <= _CONNECTIONS
 
 
 # Compose

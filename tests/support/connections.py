@@ -1,9 +1,12 @@
-"""How many connections a runner takes, as docs/operations.md says it."""
+"""How many connections a runner takes, by the formula in docs/operations.md."""
 
 from __future__ import annotations
 
-SUPERVISOR = 3
-ENDPOINT = 1
+import re
+
+from tests.support.shell import ROOT
+
+_FORMULA = re.compile(r"`procs \+ (\d+)` at least, and `procs \+ \1 \+ procs \* trx_pool_size` at most")
 
 
 def of_a_runner(procs: int, trx_pool_size: int, *, endpoint: bool) -> tuple[int, int]:
@@ -14,5 +17,7 @@ def of_a_runner(procs: int, trx_pool_size: int, *, endpoint: bool) -> tuple[int,
         trx_pool_size: connections that each worker may lend to steps.
         endpoint: it serves HTTP.
     """
-    least = procs + SUPERVISOR + (ENDPOINT if endpoint else 0)
+    found = _FORMULA.search((ROOT / "docs" / "operations.md").read_text())
+    assert found is not None, "the page has no formula any more"
+    least = procs + int(found[1]) - (0 if endpoint else 1)
     return least, least + procs * trx_pool_size
