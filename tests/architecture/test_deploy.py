@@ -23,6 +23,7 @@ from zart.cli.runner import app as runner
 from zart.config import WorkerConfig
 from zart.duration import seconds_of
 from zart.runner.options import RunnerOptions
+from zart.runner.queues import STATES
 
 _KUBERNETES_VERSION = "1.31"
 _SCHEMAS = ROOT / "tests" / "schemas"
@@ -113,6 +114,13 @@ def test_those_that_watch_and_scale_name_the_pods_that_are_there() -> None:
         (port,) = each.container["ports"]
         assert port["name"] == endpoint["port"]
         assert any(word.endswith(f"port={port['containerPort']}") for word in each.container["args"])
+
+
+def test_the_queries_ask_for_states_that_there_are() -> None:
+    queries = " ".join(trigger["metadata"]["query"] for trigger in the("ScaledObject").spec["triggers"])
+    asked = re.findall(r'state=~"([a-z|]+)"', queries)
+    assert asked
+    assert {state for text in asked for state in text.split("|")} <= set(STATES)
 
 
 def test_what_scales_leaves_the_replicas_alone() -> None:

@@ -20,6 +20,7 @@ import zart
 from tests.support import image
 from tests.support.database import Database
 from tests.support.eventually import eventually
+from tests.support.manifests import scaled_by
 from tests.support.proxy import Proxy
 from tests.support.shell import ROOT
 from tests.support.web import get
@@ -71,6 +72,7 @@ async def test_a_fleet_runs_in_it_as_process_1_of_a_user_without_rights_on_a_roo
         await eventually(partial(answers, int(port), "/readyz"))
         await output_of(built, "zart", "start", "onboarding", "--id", "signup-ada", "--data", DATA)
         assert "ada@example.com" in await output_of(built, "zart", "wait", "signup-ada", "--timeout", "60s")
+        await eventually(partial(shows, int(port), scaled_by()))
         process = await process_1(runner)
         status = await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)
         assert re.search(r"^NSpid:.*\t1$", status, re.MULTILINE)
@@ -82,6 +84,11 @@ async def test_a_fleet_runs_in_it_as_process_1_of_a_user_without_rights_on_a_roo
 
 async def answers(port: int, path: str) -> bool:
     return (await get(port, path)).status == 200
+
+
+async def shows(port: int, names: set[str]) -> bool:
+    page = await get(port, "/metrics")
+    return all(page.values(name) for name in names)
 
 
 async def begin(built: image.Stage, *command: str, log: IO[str] | int = PIPE) -> Process:

@@ -16,6 +16,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 
 _ENTRYPOINT = ["zart-runner"]
+_METRIC = re.compile(r"zart_\w+")
 _VARIABLE = re.compile(r"\$\((\w+)\)")
 
 
@@ -68,6 +69,13 @@ def with_pods() -> list[Object]:
 
 def compose() -> Any:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def scaled_by() -> set[str]:
+    """The metrics that the fleet is scaled by."""
+    queries = [trigger["metadata"]["query"] for trigger in the("ScaledObject").spec["triggers"]]
+    names = [each["external"]["metric"]["name"] for each in the("HorizontalPodAutoscaler").spec["metrics"][:1]]
+    return set(_METRIC.findall(" ".join([*queries, *names])))
 
 
 def commands() -> dict[str, list[str]]:
