@@ -12,7 +12,7 @@ from typing import IO
 from bench.cpu import CpuTimes, cpu_times
 from bench.drain import Drain, Ticks
 from bench.rig import SCHEMA, BenchError, Database
-from zart.metrics import (
+from zart.meters import (
     CLAIM_LATENCY,
     EXECUTIONS_CLAIMED,
     EXECUTIONS_COMPLETED,
@@ -20,10 +20,8 @@ from zart.metrics import (
     TICK_DURATION,
     TICK_ROWS,
     TICKS,
-    merged,
-    quantile,
-    total,
 )
+from zart.metrics import merged, observed, quantile, total
 from zart.runner import arbiter
 from zart.runner import board as header
 from zart.runner.board import Board
@@ -108,7 +106,7 @@ def _ticks(board: Board) -> Ticks:
     latencies = merged(board.places, CLAIM_LATENCY)
     return Ticks(
         ticks=total(board.places, TICKS),
-        rows=total(board.places, TICK_ROWS),
+        rows=round(observed(board.places, TICK_ROWS)),
         duration_p50=quantile(merged(board.places, TICK_DURATION), 0.5),
         claim_latency_p50=quantile(latencies, 0.5),
         claim_latency_p99=quantile(latencies, 0.99),

@@ -1,9 +1,8 @@
-"""Every metric as a table row, and `Place`: one worker's area of the memory that the runner's processes share.
+"""`Place`: one worker's area of the memory that the runner's processes share; and sums over places.
 
 A place is a row of 64-bit words: a few fields that describe the worker now (their names are the properties of
-`Place`), then counters, then histograms. The constants below are offsets of words, so that counting is one addition in
-a memoryview. The counters of a worker that died stay: the next worker of that place goes on from them, and sums never
-fall.
+`Place`), then the counters and histograms of `zart.meters`, then the same per task (see `zart.tally`). The counters of
+a worker that died stay: the next worker of that place goes on from them, and sums never fall.
 
 One process writes a place (the worker itself; the arbiter before the fork and after the death), others only read it,
 but for `alone`, by which the supervisor asks for something.
@@ -11,16 +10,17 @@ but for `alone`, by which the supervisor asks for something.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, overload
 
 from zart.codec import Attribution
+from zart.meters import BOUNDS, START, STEP_DURATION, Histogram
+from zart.tally import END, ROW_WORDS, ROWS_START, rows_end, tally_of
 
 _FIELDS: Final = (
     "worker_id", "previous_id", "loop_count", "last_tick_ns", "executing", "idle", "held", "draining", "ready", "pid",
-    "alone",
+    "alone", "slots",
 )  # fmt: skip
 MOST_THREADS: Final = 288
 """For how many threads a place has room to note whose code they run."""
@@ -28,84 +28,12 @@ MOST_THREADS: Final = 288
 _THREADS: Final = len(_FIELDS)
 _STEP: Final = _THREADS + MOST_THREADS  # the length of a name in bytes, then the name
 _STEP_BYTES: Final = 512
-_COUNTERS: Final = _STEP + 1 + _STEP_BYTES // 8
+assert _STEP + 1 + _STEP_BYTES // 8 <= START
 
 
 # Place.alone
 ASKED: Final = 1
 ALONE: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """One counter: its offset in a place, its name as exported, and what it counts."""
-
-    offset: int
-    name: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """One histogram: the offset of its first bucket, its name as exported (seconds), and what it measures."""
-
-    offset: int
-    name: str
-    text: str
-
-
-EXECUTIONS_CLAIMED: Final = _COUNTERS + 0
-EXECUTIONS_COMPLETED: Final = _COUNTERS + 1
-EXECUTIONS_FAILED: Final = _COUNTERS + 2
-EXECUTIONS_PUT_OFF: Final = _COUNTERS + 3
-STEPS_COMPLETED: Final = _COUNTERS + 4
-STEPS_FAILED: Final = _COUNTERS + 5
-STEPS_REPLAYED: Final = _COUNTERS + 6
-STEP_RETRIES: Final = _COUNTERS + 7
-TICKS: Final = _COUNTERS + 8
-TICK_ROWS: Final = _COUNTERS + 9
-CLAIMS_LOST: Final = _COUNTERS + 10
-PARKED: Final = _COUNTERS + 11
-CRASH_RESUMED: Final = _COUNTERS + 12
-RECONNECTS: Final = _COUNTERS + 13
-DATABASE_ERRORS: Final = _COUNTERS + 14
-
-COUNTERS: Final = (
-    Counter(EXECUTIONS_CLAIMED, "zart_executions_claimed_total", "claims taken, resumed ones too"),
-    Counter(EXECUTIONS_COMPLETED, "zart_executions_completed_total", "executions that ended with a result"),
-    Counter(EXECUTIONS_FAILED, "zart_executions_failed_total", "executions that ended without a result"),
-    Counter(EXECUTIONS_PUT_OFF, "zart_executions_put_off_total", "claims handed back to run again later"),
-    Counter(STEPS_COMPLETED, "zart_steps_completed_total", "steps whose result was kept"),
-    Counter(STEPS_FAILED, "zart_steps_failed_total", "steps that ended in failure"),
-    Counter(STEPS_REPLAYED, "zart_steps_replayed_total", "steps answered from the journal"),
-    Counter(STEP_RETRIES, "zart_step_retries_total", "tries of a step that failed and were followed by another"),
-    Counter(TICKS, "zart_ticks_total", "group commits"),
-    Counter(TICK_ROWS, "zart_tick_rows_total", "checkpoints and endings that group commits carried"),
-    Counter(CLAIMS_LOST, "zart_claims_lost_total", "turns dropped because their claim was gone"),
-    Counter(PARKED, "zart_executions_parked_total", "executions put down until a time or a signal"),
-    Counter(CRASH_RESUMED, "zart_executions_resumed_total", "claims of executions that had been claimed before"),
-    Counter(RECONNECTS, "zart_reconnects_total", "connections made again after one was lost"),
-    Counter(DATABASE_ERRORS, "zart_database_errors_total", "statements and connections that failed"),
-)
-
-# Eight bounds per decade from 100 us to 1000 s, each 1.33 times the one before: a quantile is off by 15 % at most.
-BOUNDS: Final = tuple(1e-4 * 10 ** (step / 8) for step in range(57))
-_BUCKETS: Final = len(BOUNDS) + 1  # the last one holds what is over every bound
-_SUM: Final = _BUCKETS  # after the buckets, the sum of all observations in nanoseconds
-_HISTOGRAM_WORDS: Final = _BUCKETS + 1
-_HISTOGRAMS: Final = _COUNTERS + len(COUNTERS)
-
-CLAIM_LATENCY: Final = _HISTOGRAMS
-TICK_DURATION: Final = _HISTOGRAMS + _HISTOGRAM_WORDS
-EXECUTION_DURATION: Final = _HISTOGRAMS + 2 * _HISTOGRAM_WORDS
-
-HISTOGRAMS: Final = (
-    Histogram(CLAIM_LATENCY, "zart_claim_latency_seconds", "from when an execution could run to its claim"),
-    Histogram(TICK_DURATION, "zart_tick_duration_seconds", "one group commit, there and back"),
-    Histogram(EXECUTION_DURATION, "zart_execution_duration_seconds", "from the start of an execution to its end"),
-)
-
-_WORDS: Final = -(-(_HISTOGRAMS + len(HISTOGRAMS) * _HISTOGRAM_WORDS) // 8) * 8  # whole cache lines
 
 
 class _Word:
@@ -146,6 +74,7 @@ class Place:
         ready: 1 once it is registered and may claim.
         pid: its process, 0 when the place is empty.
         alone: ASKED while it is to make itself empty for work that is set apart, ALONE while it runs some, else 0.
+        slots: how many claims it may hold.
     """
 
     __slots__ = ("words",)
@@ -161,21 +90,22 @@ class Place:
     ready = _Word(_FIELDS.index("ready"))
     pid = _Word(_FIELDS.index("pid"))
     alone = _Word(_FIELDS.index("alone"))
+    slots = _Word(_FIELDS.index("slots"))
 
     def __init__(self, buffer: memoryview | bytearray) -> None:
         self.words: memoryview[int] = memoryview(buffer).cast("B").cast("q")
-        if len(self.words) != _WORDS:
-            raise ValueError(f"a place needs {_WORDS * 8} bytes, got {len(self.words) * 8}")
+        if len(self.words) != END:
+            raise ValueError(f"a place needs {END * 8} bytes, got {len(self.words) * 8}")
 
     @staticmethod
     def size() -> int:
         """Bytes of one place."""
-        return _WORDS * 8
+        return END * 8
 
     @classmethod
     def private(cls) -> Place:
         """A place in this process's own memory, for a worker without a runner."""
-        return cls(bytearray(_WORDS * 8))
+        return cls(bytearray(END * 8))
 
     def attribution(self) -> Attribution:
         """What writes `executing`."""
@@ -185,12 +115,29 @@ class Place:
         """Count `n` more."""
         self.words[counter] += n
 
-    def observe(self, histogram: int, seconds: float) -> None:
-        """Note one duration; a negative one (clocks differ) counts as 0."""
-        words = self.words
-        words[histogram + bisect_left(BOUNDS, seconds)] += 1
-        if seconds > 0:
-            words[histogram + _SUM] += int(seconds * 1e9)
+    def observe(self, histogram: Histogram, value: float, tally: int = 0) -> None:
+        """Note one duration in seconds, or one size; a negative one (clocks differ) counts as 0."""
+        words, at = self.words, tally + histogram.offset
+        words[at + bisect_left(histogram.bounds, value)] += 1
+        if value > 0:
+            words[tally + histogram.sum_at] += int(value / histogram.unit)
+
+    def tally_of(self, task_name: str) -> int:
+        """What to add to the offsets of a task's counters and histograms."""
+        return tally_of(self.words, task_name)
+
+    def count_tries(self, tally: int, counter: int, seconds: list[float]) -> None:
+        """Count tries of steps that are committed: what came of them, and how long each took."""
+        words, counted = self.words, 0
+        words[tally + counter] += len(seconds)
+        words[tally + STEP_DURATION.sum_at] += int(sum(seconds) * 1e9)
+        seconds.sort()
+        for bucket, bound in enumerate(STEP_DURATION.bounds, tally + STEP_DURATION.offset):
+            reached = bisect_right(seconds, bound)
+            if reached > counted:
+                words[bucket] += reached - counted
+                counted = reached
+        words[tally + STEP_DURATION.sum_at - 1] += len(seconds) - counted
 
     def note_thread(self, index: int, claim_id: int) -> None:
         """Note whose code a thread runs from here on, 0 for nobody's. Each thread has an index below MOST_THREADS."""
@@ -213,7 +160,7 @@ class Place:
         self.words[_STEP] = len(data)
 
     def _step_bytes(self) -> memoryview[int]:
-        return self.words[_STEP + 1 : _COUNTERS].cast("B")
+        return self.words[_STEP + 1 : _STEP + 1 + _STEP_BYTES // 8].cast("B")
 
     def leave(self) -> None:
         """The worker ends by itself: nothing that still runs is the cause."""
@@ -223,34 +170,40 @@ class Place:
 
     def clear(self) -> None:
         """Forget the worker; its counters and histograms stay."""
-        for offset in range(_COUNTERS):
+        for offset in range(START):
             self.words[offset] = 0
 
 
 def total(places: Iterable[Place], counter: int) -> int:
-    """A counter's sum over places."""
-    return sum(place.words[counter] for place in places)
+    """A counter's sum over places, and over their tasks if it is counted for each."""
+    return sum(sum(place.words[counter : _end(place, counter) : ROW_WORDS]) for place in places)
 
 
-def merged(places: Iterable[Place], histogram: int) -> list[int]:
-    """A histogram's buckets summed over places: how many observations fell at or under each of `BOUNDS`, then over."""
-    sums = [0] * _BUCKETS
+def merged(places: Iterable[Place], histogram: Histogram) -> list[int]:
+    """A histogram's buckets summed over places, and over their tasks: how many observations fell at or under each of
+    its bounds, then over."""
+    sums = [0] * (len(histogram.bounds) + 1)
     for place in places:
-        for bucket, count in enumerate(place.words[histogram : histogram + _BUCKETS]):
-            sums[bucket] += count
+        for at in range(histogram.offset, _end(place, histogram.offset), ROW_WORDS):
+            for bucket, count in enumerate(place.words[at : at + len(sums)]):
+                sums[bucket] += count
     return sums
 
 
-def seconds_observed(places: Iterable[Place], histogram: int) -> float:
-    """Sum of all that a histogram observed, over places, in seconds."""
-    return sum(place.words[histogram + _SUM] for place in places) / 1e9
+def observed(places: Iterable[Place], histogram: Histogram) -> float:
+    """Sum of all that a histogram observed, over places, in seconds or as it is counted."""
+    return total(places, histogram.sum_at) * histogram.unit
+
+
+def _end(place: Place, offset: int) -> int:
+    return offset + 1 if offset < ROWS_START else rows_end(place.words)
 
 
 def quantile(buckets: Sequence[int], q: float) -> float | None:
     """The value that a share `q` (0 to 1) of the observations does not exceed, in seconds; None without observations.
 
     Args:
-        buckets: as `merged` gives them; differences of two such lists work too.
+        buckets: as `merged` gives them of a histogram with `BOUNDS`; differences of two such lists work too.
     """
     wanted = q * sum(buckets)
     if not sum(buckets):

@@ -482,6 +482,7 @@ def test_a_reader_that_leaves_is_no_traceback(database: Database) -> None:
         (["--app", "app", "--max-executions", "0"], ["--max-executions must be a whole number of at least 1, got 0"]),
         (["--app", "app", "--max-rss", "1000"], ["--max-rss must be a whole number of at least 1,048,576, got 1000"]),
         (["--app", "app", "--max-rss", "2GiB"], ["--max-rss must be a size, as 512M or 2G", "got '2GiB'"]),
+        (["--app", "app", "--http-port", "70000"], ["--http-port must be a whole number from 0 to 65,535, got 70000"]),
         (["--app", "app", "--embedded", ""], ["--embedded names no directory"]),
         (["--app", "app", "--queues", "a,,b"], ["--queues"]),
         (["--app", "app", "--log-format", "xml"], ["--log-format"]),

@@ -10,9 +10,10 @@ from asyncio.subprocess import Process
 import asyncpg
 import pytest
 
+from tests.support import workflows
 from tests.support.database import Database
 from tests.support.eventually import eventually
-from tests.support.fleet import start
+from tests.support.fleet import Fleet, start
 from tests.support.servers import free_port
 from tests.support.shell import output_of, running
 from tests.support.web import get, status
@@ -76,6 +77,23 @@ async def test_metrics_tells_what_is_wrong_in_one_line(empty_database: Database)
         async with server:
             taken = await output_of(f"zart metrics --port {port} {url}", code=2)
     assert taken == f"zart: --port {port} is in use on 127.0.0.1; choose another one, or 0 for any that is free\n"
+
+
+async def test_top_shows_what_a_fleet_does(database: Database, connection: asyncpg.Connection) -> None:
+    await workflows.make_effects(connection)
+    with Fleet(database, procs=1, options={"http_port": 0}) as fleet:
+        await start(database, "slow", {"a": 600, "b": 600})
+        await fleet.ready()
+        port = int(_NAMED.findall(fleet.log())[0])
+
+        async def all_there() -> str:
+            shown = await output_of(f"zart top --once --url 127.0.0.1:{port}")
+            return shown if " 2 of 256 slots" in shown and "as of" in shown else ""
+
+        shown = await eventually(all_there, within=60)
+        assert re.search(r"^executions +[\d.]+/s, 0\.0/s failed$", shown, re.MULTILINE), shown
+        assert "1 ready" in shown
+        assert "0 database errors" in shown
 
 
 async def test_top_tells_in_one_line_that_there_is_no_such_page() -> None:

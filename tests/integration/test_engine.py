@@ -20,7 +20,8 @@ from tests.support.engine import Engine, refuse_results_like
 from tests.support.eventually import eventually
 from zart import NonRetryable, WorkerConfig, zart_durable, zart_step
 from zart.errors import DatabaseError, DuplicateStepName, NotInBody, RetryExhausted, StepFailed, StepTimedOut
-from zart.metrics import DATABASE_ERRORS, EXECUTIONS_COMPLETED, RECONNECTS
+from zart.meters import DATABASE_ERRORS, EXECUTIONS_COMPLETED, RECONNECTS
+from zart.metrics import total as counted
 from zart.model import ExecutionStatus
 
 RAN: collections.Counter[str] = collections.Counter()
@@ -766,7 +767,7 @@ async def test_a_worker_that_loses_its_lease_claims_again_after_renewing_it(data
         await engine.connection.execute("update zart.zart_workers set lease_until = now() - interval '1 h'")
         await engine.start("l", sum_up, 2)
         assert (await engine.ended("l")).output == 2
-        assert engine.loops[0].place.words[EXECUTIONS_COMPLETED] == 1
+        assert counted([engine.loops[0].place], EXECUTIONS_COMPLETED) == 1
 
 
 async def test_a_schema_that_is_dropped_ends_the_worker_with_one_clear_error(database: Database) -> None:

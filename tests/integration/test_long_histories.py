@@ -12,7 +12,7 @@ from tests.support.database import Database
 from tests.support.engine import Engine
 from zart import zart_durable, zart_step
 from zart.config import WorkerConfig
-from zart.metrics import TICKS
+from zart.meters import TICKS
 from zart.store import queue
 
 STEPS = 10_000

@@ -19,7 +19,7 @@ from zart.codec import bucket_of
 from zart.engine import session
 from zart.engine.batch import Batch
 from zart.engine.ticker import TickAnswer, Ticker
-from zart.metrics import RECONNECTS
+from zart.meters import RECONNECTS
 from zart.model import ExecutionStatus, Verb
 from zart.store import queue
 

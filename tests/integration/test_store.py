@@ -322,9 +322,11 @@ class TestLanes:
     ) -> None:
         lanes = await queue.add_lanes(connection, database.schema, [("default", "a"), ("other", "a"), ("default", "b")])
         served = await queue.lanes_served(connection, database.schema, ["a"], None)
-        assert list(served.items()) == sorted([(lanes["default", "a"], "default"), (lanes["other", "a"], "other")])
+        assert list(served.items()) == sorted(
+            [(lanes["default", "a"], ("default", "a")), (lanes["other", "a"], ("other", "a"))]
+        )
         served = await queue.lanes_served(connection, database.schema, ["a", "b"], ["other"])
-        assert served == {lanes["other", "a"]: "other"}
+        assert served == {lanes["other", "a"]: ("other", "a")}
 
     async def test_only_lanes_with_work_that_is_due_are_ready(
         self, database: Database, connection: asyncpg.Connection

@@ -19,7 +19,7 @@ from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from zart import WorkerConfig, zart_durable, zart_step
 from zart.errors import NotInExecution, SerializationError, StepFailed, StepTimedOut
-from zart.metrics import DATABASE_ERRORS
+from zart.meters import DATABASE_ERRORS
 from zart.model import ExecutionStatus
 
 RAN: collections.Counter[str] = collections.Counter()

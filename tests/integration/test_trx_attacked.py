@@ -22,7 +22,7 @@ from zart import WorkerConfig, zart_durable, zart_step
 from zart.codec import step_key
 from zart.engine import transactions
 from zart.errors import NotInStep, StepFailed, TransactionMisused
-from zart.metrics import CLAIMS_LOST
+from zart.meters import CLAIMS_LOST
 from zart.model import ExecutionStatus, KeySpace
 from zart.store.transactions import trx
 

@@ -16,7 +16,7 @@ from tests.support.engine import Engine
 from tests.support.eventually import eventually
 from zart import WorkerConfig, zart_durable, zart_step
 from zart.engine.turn import Turn
-from zart.metrics import TICKS
+from zart.meters import TICKS
 from zart.store import queue
 
 

@@ -17,7 +17,7 @@ from tests.support.database import Database
 from tests.support.eventually import eventually
 from zart import PostgresScheduler, TaskRegistry, Worker, WorkerConfig, zart_durable, zart_step
 from zart.errors import DatabaseError, RegistrationError
-from zart.metrics import TICKS
+from zart.meters import TICKS
 from zart.model import ExecutionStatus
 
 RAN: collections.Counter[str] = collections.Counter()

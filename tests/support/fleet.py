@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -39,7 +40,7 @@ class Fleet:
     Args:
         config: fields of WorkerConfig.
         options: further fields of RunnerOptions.
-        children: "tests.support.stand_in" has the children's functions instead of the real ones.
+        children: a module whose CHILDREN are the children's functions instead of the real ones.
         within: a command that runs the runner as its last arguments and waits for it, as `unshare`.
         terminal: its standard input.
         root: the folder that the runner imports zart from.
@@ -232,9 +233,7 @@ def main(arguments: Sequence[str]) -> int:
     board = Board(RunnerOptions(**orders["options"], config=config).most_procs)
     options = RunnerOptions(**orders["options"], config=config, board=board)
     if orders["children"]:
-        from tests.support import stand_in
-
-        code = arbiter.run(options, stand_in.CHILDREN)
+        code = arbiter.run(options, importlib.import_module(orders["children"]).CHILDREN)
     else:
         code = arbiter.run(options)
     words = {name: board.header[getattr(header, name)] for name in ("TAKEN_OVER", "DEATHS", "FORKS")}

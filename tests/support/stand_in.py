@@ -25,7 +25,8 @@ import socket
 import time
 from pathlib import Path
 
-from zart.metrics import EXECUTIONS_COMPLETED, Place
+from zart.meters import EXECUTIONS_COMPLETED
+from zart.metrics import Place
 from zart.runner import child
 from zart.runner.arbiter import Children
 from zart.runner.board import CONTROL_READY, Board

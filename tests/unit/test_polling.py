@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zart.engine.polling import AT_ONCE, BUSY, LEAST_INTERVAL, QUIET, STILL, TELL_AGAIN, Pace, Presence
-from zart.metrics import TICKS, Place
+from zart.meters import TICKS
+from zart.metrics import Place
 
 MOST = 1.0
 

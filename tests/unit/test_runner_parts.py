@@ -14,7 +14,8 @@ import pytest
 from zart.cli.command import parse_size
 from zart.config import WorkerConfig
 from zart.errors import InvalidArgument
-from zart.metrics import EXECUTIONS_COMPLETED, MOST_THREADS, TICKS, Place
+from zart.meters import EXECUTIONS_COMPLETED, TICKS
+from zart.metrics import MOST_THREADS, Place
 from zart.runner import board as header
 from zart.runner.board import Board
 from zart.runner.health import Watchdog, loop_beats

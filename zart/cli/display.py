@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from zart.metrics import CLAIM_LATENCY, EXECUTIONS_COMPLETED, STEPS_COMPLETED, merged, quantile, total
+from zart.meters import CLAIM_LATENCY, EXECUTIONS_COMPLETED, STEPS_COMPLETED
+from zart.metrics import merged, quantile, total
 from zart.runner.board import Board
 
 _WINDOW = 1.0  # seconds over which the rates are taken

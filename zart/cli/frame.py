@@ -54,11 +54,11 @@ def _fleet(before: Scrape, now: Scrape) -> Table:
 
 
 def _queues(now: Scrape) -> Table:
-    """How the queues stand, those whose work waits for longest first."""
+    """How the queues stand, those whose oldest ready execution waits for longest first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("queue", overflow="fold")
-    for title in ("oldest ready", *STATES):
-        table.add_column(title, justify="right")
+    for title in ("oldest", *STATES):
+        table.add_column(title, justify="right", no_wrap=True)
     oldest = now.by("zart_queue_oldest_ready_seconds", "queue")
     for queue in sorted(oldest, key=lambda name: -oldest[name])[:_MOST_QUEUES]:
         counts = now.by("zart_queue_executions", "state", queue=queue)

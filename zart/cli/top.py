@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -23,6 +24,7 @@ from zart.runner.listener import DEFAULT_HOST, DEFAULT_PORT
 
 _TIMEOUT: Final = 5.0
 _INTERVAL: Final = 1.0
+_WIDTH: Final = 120
 _MOST_BYTES: Final = 32 * 2**20
 _ACCEPTED: Final = "text/plain; version=0.0.4"
 
@@ -37,11 +39,14 @@ def top(
 ) -> None:
     """Watch a runner: rates, latencies, workers, queues, errors. Ctrl-C ends it."""
     page = _page(url)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     before = _fetch(page)
     if once or not console.is_terminal:
         time.sleep(_INTERVAL)
-        console.print(drawn(page, before, _fetch(page)))
+        with console.capture() as frame:
+            console.print(drawn(page, before, _fetch(page)))
+        for line in frame.get().splitlines():
+            print(line.rstrip())
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
         while True:

@@ -21,7 +21,6 @@ from zart.engine.transactions import NotKept, Row, Transaction, is_run_again
 from zart.engine.waits import pause
 from zart.engine.where import where
 from zart.errors import NotInBody, NotInExecution, NotInStep, SerializationError, StepFailed, TransactionMisused
-from zart.metrics import STEP_RETRIES, STEPS_FAILED
 from zart.model import ExecutionInfo, Kind
 from zart.postgres.connection import Connection
 from zart.postgres.sqlstate import Fault, classify
@@ -87,6 +86,7 @@ class StepRun:
             self.time_limit = now + spec.timeout - (tries.began_ago + since_load if self.tries else 0.0)
         if tries.due_in is not None and tries.due_in > since_load:
             await self._pause(now + tries.due_in - since_load)
+            self.began = perf_counter()
         return await self._one_try()
 
     async def later_tries(self, error: BaseException) -> Any:
@@ -157,7 +157,6 @@ class StepRun:
             await self.fail(late, "timed_out")
         record = failure.encode(failure.step_failure(error, "failed", self.attempt + 1))
         await turn.store(self.key, Kind.ATTEMPT, 0, self.number, self._seconds(), self.name, None, record, due=delay)
-        turn.host.place.words[STEP_RETRIES] += 1
         await self._pause(due)
 
     def _let_stop_through(self, error: BaseException) -> None:
@@ -284,7 +283,6 @@ class StepRun:
         attempts = self.attempt + 1
         record = self._record(error, kind, attempts)
         await self.turn.store_failure(self.key, self.number, record, self._seconds(), self.name)
-        self.turn.host.place.words[STEPS_FAILED] += 1
         raise failure.rebuild(record, self.name, self.call.spec.raises) from None
 
     def _record(self, error: BaseException, kind: str, attempts: int) -> failure.Record:

@@ -15,7 +15,8 @@ from zart.config import WorkerConfig
 from zart.engine.polling import AT_ONCE, LEAST_INTERVAL, Pace, Presence
 from zart.engine.seclusion import Seclusion
 from zart.engine.takeover import Takeover
-from zart.metrics import EXECUTIONS_CLAIMED, TICKS, Place, total
+from zart.meters import EXECUTIONS_CLAIMED, TICKS
+from zart.metrics import Place, total
 from zart.postgres.connection import Connection, check_not_demoted
 from zart.store import journal, queue, workers
 from zart.store.workers import WorkerLease

@@ -62,14 +62,18 @@ class TurnLife:
         apart: it was set apart, and is the only one here.
         first_failure: how the body failed, if this turn runs the failure handler in its place.
         prefix: what its names begin with in the journal.
+        tally: what to add to the offsets of what is counted per task.
+        born: `time.monotonic()` of its execution's start.
+        took: of a scheduled step that has ended, the seconds of its last try, if its ending is what commits it.
     """
 
     __slots__ = (
-        "abandon_timer", "adopted", "apart", "attempt", "began", "bucket", "crashes", "cut", "data", "deadline_at",
-        "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family", "first_failure",
-        "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names", "parent", "prefix",
-        "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec", "step_failure", "stop",
-        "storing", "tasks", "thrown_out", "unread", "waiting_since", "waits", "wake_at",
+        "abandon_timer", "adopted", "apart", "attempt", "began", "born", "bucket", "crashes", "cut", "data",
+        "deadline_at", "deadline_timer", "done_at", "ended", "epoch", "events", "execution_id", "failed", "family",
+        "first_failure", "handled", "history", "host", "id", "late", "latest", "loop", "made", "main", "names",
+        "parent", "prefix", "priority", "queue", "refusal", "refusals", "run", "running", "seen", "spec",
+        "step_failure", "stop", "storing", "tally", "tasks", "thrown_out", "took", "unread", "waiting_since", "waits",
+        "wake_at",
     )  # fmt: skip
 
     spec: DurableSpec
@@ -79,6 +83,7 @@ class TurnLife:
     queue: str
     priority: int
     parent: ExecutionInfo | None
+    took: float | None
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class TurnLife:
         *,
         adopted: bool = False,
         crashes: int = 0,
+        tally: int = 0,
     ) -> None:
         self.host, self.id, self.run, self.epoch, self.bucket, self.seen = host, claim_id, run, epoch, bucket, seen
         self.history: History | None = None
@@ -120,7 +126,8 @@ class TurnLife:
         self.abandon_timer: asyncio.TimerHandle | None = None
         self.deadline_at = self.wake_at = math.inf
         self.cut = self.thrown_out = False
-        self.adopted, self.crashes = adopted, crashes
+        self.adopted, self.crashes, self.tally = adopted, crashes, tally
+        self.born, self.took = 0.0, None
         self.apart = False
         self.running = 0  # steps, those in a delay between two tries left out
         self.began = self.waiting_since = 0.0

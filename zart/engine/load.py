@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from zart.engine.spec import DurableSpec, WorkItem
 from zart.engine.ticker import Ticker
 from zart.engine.turn import Turn
 from zart.errors import InvalidArgument, SerializationError
+from zart.meters import BYTES_READ
 from zart.model import ExecutionInfo, StoredStatus, Verb
 from zart.names import FAILURE_PREFIX
 from zart.store import queue
@@ -31,7 +33,7 @@ class Loader:
     """Begins claimed turns. What fails to load stays in `waiting`, and is loaded by the next call.
 
     Args:
-        queues: by lane; all those that are claimed from.
+        lanes: queue and task of all those that are claimed from.
         lose: told of turns whose claim turns out to be gone.
     """
 
@@ -40,13 +42,13 @@ class Loader:
         session: Session,
         rows: Ticker,
         registry: Mapping[str, DurableSpec],
-        queues: Mapping[int, str],
+        lanes: Mapping[int, tuple[str, str]],
         config: WorkerConfig,
         lose: Callable[[Turn], None],
     ) -> None:
         self.waiting: list[Turn] = []
         self._session, self._rows, self._registry, self._config, self._lose = session, rows, registry, config, lose
-        self._queues, self._loop = queues, asyncio.get_running_loop()
+        self._lanes, self._loop = lanes, asyncio.get_running_loop()
         self._parents: dict[int, ExecutionInfo] = {}
 
     async def begin_all(self, *, draining: bool) -> None:
@@ -77,7 +79,9 @@ class Loader:
             ids, runs = [turn.id for turn in part], [turn.run for turn in part]
             found = await queue.load_journal(session.connection, session.schema, bucket, ids, runs, session.worker_id)
             histories.update(histories_of(found, self._loop.time()))
+            session.place.add(BYTES_READ, sum(size_of(row["result"]) + size_of(row["error"]) for row in found))
         await self._read_parents(bucket, rows)
+        session.place.add(BYTES_READ, sum(size_of(row["input"]) for row in rows))
         return {row["id"]: row for row in rows}, histories
 
     async def _read_deaths(self, bucket: int, turns: Sequence[Turn]) -> dict[int, Any]:
@@ -119,6 +123,7 @@ class Loader:
             self._lose(turn)
             return
         turn.history, turn.execution_id = history, row["execution_id"]
+        turn.born = monotonic() - row["age"]
         if history is not None:
             turn.seen = history.wakes
         if death is not None:
@@ -160,7 +165,7 @@ class Loader:
             row["attempt"],
             deadline_in,
             self._loop,
-            queue=self._queues[row["lane"]],
+            queue=self._lanes[row["lane"]][0],
             priority=row["priority"],
             parent=self._parents.get(row["parent"]) if spec.is_step else None,
         )
@@ -174,6 +179,11 @@ class Loader:
     def _refuse(self, turn: Turn, status: StoredStatus, record: failure.Record) -> None:
         turn.close()
         self._rows.end(turn, Verb.FINISH, status=status, error=failure.encode(record))
+
+
+def size_of(text: str | None) -> int:
+    """Bytes of JSON text."""
+    return 0 if text is None else len(text) if text.isascii() else len(text.encode())
 
 
 def _quarantined(turn: Turn, row: Any) -> failure.Record:

@@ -18,7 +18,7 @@ import asyncpg
 from zart.config import WorkerConfig
 from zart.engine.batch import Batch, ChildRow, parts_of
 from zart.engine.children import Child
-from zart.engine.load import Loader
+from zart.engine.load import Loader, size_of
 from zart.engine.polling import is_worth_a_claim
 from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.resolve import Resolver
@@ -30,7 +30,15 @@ from zart.engine.ticker import BUSY_PAUSE, CLAIM_TIMEOUT, TickAnswer, Ticker
 from zart.engine.transactions import Transactions
 from zart.engine.turn import Turn
 from zart.errors import DatabaseError
-from zart.metrics import ALONE, ASKED, CLAIM_LATENCY, CRASH_RESUMED, EXECUTIONS_CLAIMED, Place
+from zart.meters import (
+    BYTES_READ,
+    CLAIM_BATCH_SIZE,
+    CLAIM_LATENCY,
+    EXECUTIONS_CLAIMED,
+    EXECUTIONS_RESUMED,
+    LOOP_LAG,
+)
+from zart.metrics import ALONE, ASKED, Place
 from zart.model import Verb
 from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
@@ -74,6 +82,7 @@ class WorkerLoop:
         self.registry, self.config, self.place = registry, config, place
         self.attribution = place.attribution()
         self.max_result_bytes = config.max_result_bytes
+        place.slots = config.max_concurrent_tasks
         self.turns: dict[int, Turn] = {}
         self._session = Session(
             dsn=dsn,
@@ -93,7 +102,8 @@ class WorkerLoop:
         self._asked: dict[int, float] = {}  # the loop's time of the last claim in a bucket
         self._alone: Turn | None = None
         self._lanes: list[int] = []
-        self._queues: dict[int, str] = {}
+        self._served: dict[int, tuple[str, str]] = {}  # queue and task by lane
+        self._tallies: dict[int, int] = {}  # by lane
         self._lane_numbers: dict[tuple[str, str], int] = {}
         self._unplaced: list[tuple[Turn, Sequence[tuple[Child, bytes]], asyncio.Future[Any]]] = []
         self._hints: set[int] = set()
@@ -122,7 +132,7 @@ class WorkerLoop:
         self.rows = Ticker(self._session, self.place, self._kick)
         self.transactions = Transactions(self._session, self.config, self._lose)
         self._resolver = Resolver(self._session, self.rows, self.turns, self._adopt, self.transactions.leave_server)
-        self._loader = Loader(self._session, self.rows, self.registry, self._queues, self.config, self._resolver.lose)
+        self._loader = Loader(self._session, self.rows, self.registry, self._served, self.config, self._resolver.lose)
         self.wake()
         follow_tasks(self._loop)
         beat = self._loop.create_task(self._beat())
@@ -285,13 +295,25 @@ class WorkerLoop:
             self._signals_left.add(bucket)
         if any(self.turns[id].family.waits for id in answer.woken if id in self.turns):
             self._look_due = True
-        place = self.place
+        if free:
+            self.place.observe(CLAIM_BATCH_SIZE, len(answer.claims))
         for claim in answer.claims:
-            place.observe(CLAIM_LATENCY, claim.waited)
-            self._hold(Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes))
-            if claim.epoch > 1:
-                place.words[CRASH_RESUMED] += 1
-        place.words[EXECUTIONS_CLAIMED] += len(answer.claims)
+            self.place.observe(CLAIM_LATENCY, claim.waited)
+            tally = self._count_claim(claim.lane, claim.epoch)
+            self._hold(
+                Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes, tally=tally)
+            )
+
+    def _count_claim(self, lane: int, epoch: int) -> int:
+        """Count a claim; what to add to the offsets of what is counted for its task."""
+        lane, words = abs(lane), self.place.words
+        tally = self._tallies.get(lane)
+        if tally is None:
+            tally = self._tallies[lane] = self.place.tally_of(self._served[lane][1])
+        words[tally + EXECUTIONS_CLAIMED] += 1
+        if epoch > 1:
+            words[tally + EXECUTIONS_RESUMED] += 1
+        return tally
 
     def _rouse(self, bucket: int) -> None:
         """There is more work in a bucket, made here: claim of it, and tell idle workers."""
@@ -322,7 +344,8 @@ class WorkerLoop:
     def _adopt(self, claims: Sequence[Held]) -> None:
         """Claims that a tick without an answer made: run as resumed ones; but what is set apart is not run here."""
         for claim in claims:
-            turn = Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True)
+            tally = self._count_claim(claim.lane, claim.epoch)
+            turn = Turn(self, claim.id, claim.run, claim.epoch, claim.bucket, claim.wakes, adopted=True, tally=tally)
             if claim.apart:
                 turn.close()
                 self.turns[turn.id] = turn
@@ -372,7 +395,7 @@ class WorkerLoop:
             session.connection, session.schema, session.task_names, queues, self.rows.patience(CLAIM_TIMEOUT)
         )
         self._lanes = list(served)
-        self._queues |= served
+        self._served |= served
         self._lanes_read_at = self._loop.time()
 
     def serves(self, task_name: str) -> bool:
@@ -541,6 +564,7 @@ class WorkerLoop:
         found: dict[int, dict[int, Checkpoint]] = {}
         for row in await queue.read_checkpoints(session.connection, session.schema, bucket, ids, runs, keys):
             found.setdefault(row["id"], {})[row["step_key"]] = checkpoint_of(row)
+            self.place.add(BYTES_READ, size_of(row["result"]) + size_of(row["error"]))
         for turn, count, looked_for in told:
             if not turn.ended:
                 turn.hear(count, found.get(turn.id, {}), looked_for)
@@ -561,7 +585,9 @@ class WorkerLoop:
     async def _beat(self) -> None:
         beats = 0
         while True:
+            began = monotonic_ns()
             await asyncio.sleep(BEAT)
+            self.place.observe(LOOP_LAG, (monotonic_ns() - began) / 1e9 - BEAT)
             beats += 1
             self.place.loop_count += 1
             self.place.held = len(self.turns)

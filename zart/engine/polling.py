@@ -10,7 +10,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zart.metrics import TICKS, Place
+from zart.meters import TICKS
+from zart.metrics import Place
 
 LEAST_INTERVAL: Final = 0.02
 QUIET: Final = 0.05

@@ -24,15 +24,20 @@ from zart.engine.replay import checkpoint_of
 from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
-from zart.metrics import (
+from zart.meters import (
     CLAIMS_LOST,
     DATABASE_ERRORS,
+    EXECUTION_DURATION,
     EXECUTIONS_COMPLETED,
     EXECUTIONS_FAILED,
+    EXECUTIONS_PARKED,
     EXECUTIONS_PUT_OFF,
-    PARKED,
+    EXECUTIONS_RETRIED,
+    STEP_RETRIES,
+    STEPS_COMPLETED,
+    STEPS_FAILED,
 )
-from zart.model import Kind, StoredStatus, Verb
+from zart.model import Kind, Outcome, StoredStatus, Verb
 from zart.postgres.sqlstate import Fault, classify, is_silence
 from zart.store import queue
 
@@ -40,6 +45,17 @@ log = logging.getLogger("zart.engine")
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.01, 1.0
 FAILURES_TOLD = 5  # a second
+
+_TRIED = {(int(Kind.STEP), int(outcome)): STEPS_FAILED for outcome in Outcome} | {
+    (int(Kind.STEP), int(Outcome.COMPLETED)): STEPS_COMPLETED,
+    (int(Kind.ATTEMPT), 0): STEP_RETRIES,
+}
+_PUT_DOWN = {
+    Verb.PARK: EXECUTIONS_PARKED,
+    Verb.RETRY: EXECUTIONS_RETRIED,
+    Verb.PUT_OFF: EXECUTIONS_PUT_OFF,
+    Verb.HANDLE: EXECUTIONS_PUT_OFF,
+}
 
 
 @dataclass(slots=True)
@@ -129,9 +145,7 @@ class Resolver:
 
     async def _settle(self, batch: Batch, answer: TickAnswer) -> None:
         if answer.checkpointed == len(batch.checkpoints):
-            for row in batch.checkpoints:
-                if not row.stored.done():
-                    row.stored.set_result(None)
+            self._stored(batch.checkpoints)
         else:
             await self._read_back(batch.bucket, batch.checkpoints, answered=True)
         if answer.applied == len(batch.verbs):
@@ -168,7 +182,7 @@ class Resolver:
                 [row.key for row in rows],
             )
         }
-        again = Batch(bucket)
+        again, kept = Batch(bucket), list[CheckpointRow]()
         for row in rows:
             stored = found.get((row.id, row.turn.run, row.key))
             if row.stored.done():
@@ -176,11 +190,14 @@ class Resolver:
             if (row.id, row.epoch) not in held:
                 self.lose(row.turn)
             elif row.kind == Kind.ATTEMPT and answered:
-                row.stored.set_result(None)
+                kept.append(row)
             elif row.kind == Kind.ATTEMPT or stored is None:
                 again.add_checkpoint(row)
+            elif stored["epoch"] == row.epoch:
+                kept.append(row)
             else:
-                row.stored.set_result(None if stored["epoch"] == row.epoch else checkpoint_of(stored))
+                row.stored.set_result(checkpoint_of(stored))
+        self._stored(kept)
         if answered:  # the row that an event's timeout needs is locked by an offer in an open transaction
             self.ticker.put_back_later(again)
         else:
@@ -197,21 +214,38 @@ class Resolver:
             [row.epoch for row in rows],
         )
 
+    def _stored(self, rows: Sequence[CheckpointRow]) -> None:
+        """These are committed as they are: count them, and let their turns go on."""
+        tries: dict[tuple[int, int], list[float]] = {}
+        for row in rows:
+            if not row.stored.done():
+                row.stored.set_result(None)
+            if counter := _TRIED.get((row.kind, row.status)):
+                tries.setdefault((row.turn.tally, counter), []).append(row.seconds)
+        for (tally, counter), seconds in tries.items():
+            self.session.place.count_tries(tally, counter, seconds)
+
     def _applied(self, row: VerbRow) -> None:
         if row.stored is not None and not row.stored.done():
             row.stored.set_result(None)
         if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:
             return
         del self.turns[row.id]
-        words = self.session.place.words
         if row.verb == Verb.FINISH:
-            words[EXECUTIONS_COMPLETED if row.status == StoredStatus.COMPLETED else EXECUTIONS_FAILED] += 1
+            self._count_ending(row.turn, completed=row.status == StoredStatus.COMPLETED)
             if row.error is not None:
                 self._failures.tell(row)
         else:
-            words[PARKED if row.verb == Verb.PARK else EXECUTIONS_PUT_OFF] += 1
+            self.session.place.words[row.turn.tally + _PUT_DOWN[Verb(row.verb)]] += 1
             if row.verb == Verb.HANDLE:
                 self._failures.tell(row)
+
+    def _count_ending(self, turn: TurnLife, *, completed: bool) -> None:
+        place, tally = self.session.place, turn.tally
+        place.words[tally + (EXECUTIONS_COMPLETED if completed else EXECUTIONS_FAILED)] += 1
+        place.observe(EXECUTION_DURATION, monotonic() - turn.born, tally)
+        if turn.took is not None:
+            place.count_tries(tally, STEPS_COMPLETED if completed else STEPS_FAILED, [turn.took])
 
     def lose(self, turn: TurnLife) -> None:
         """The claim is gone: cancelled, or taken over. Whatever the body still does is not recorded."""

@@ -19,7 +19,8 @@ import asyncpg
 
 from zart.config import WorkerConfig
 from zart.errors import DatabaseUnreachable
-from zart.metrics import DATABASE_ERRORS, RECONNECTS, Place
+from zart.meters import DATABASE_ERRORS, RECONNECTS
+from zart.metrics import Place
 from zart.postgres.connection import RECONNECT_TIMEOUT, STATEMENT_TIMEOUT, ServerConnection, connect
 from zart.postgres.sqlstate import Fault, classify
 from zart.store import workers
@@ -41,7 +42,12 @@ class Held:
     epoch: int
     wakes: int
     done: int
-    apart: bool
+    lane: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is set apart."""
+        return self.lane < 0
 
 
 def new_worker_id() -> int:

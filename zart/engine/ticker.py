@@ -16,7 +16,8 @@ from zart.engine.batch import Batch, CheckpointRow, ChildRow, VerbRow
 from zart.engine.life import TurnLife
 from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
-from zart.metrics import TICK_DURATION, TICK_ROWS, TICKS, Place
+from zart.meters import BYTES_WRITTEN, TICK_DURATION, TICK_ROWS, TICKS
+from zart.metrics import Place
 from zart.model import Verb
 from zart.postgres.connection import STATEMENT_TIMEOUT
 from zart.store.statements import statement
@@ -48,6 +49,7 @@ class Claimed:
     done: int
     crashes: int
     waited: float
+    lane: int
 
 
 @dataclass(slots=True)
@@ -219,8 +221,11 @@ class Ticker:
         place.observe(TICK_DURATION, perf_counter() - began)
         place.last_tick_ns = monotonic_ns()
         place.words[TICKS] += 1
-        place.words[TICK_ROWS] += len(batch)
-        return _read(rows)
+        place.observe(TICK_ROWS, len(batch))
+        answer = _read(rows)
+        if not answer.fenced:
+            place.words[BYTES_WRITTEN] += batch.bytes
+        return answer
 
 
 def _read(rows: list[Any]) -> TickAnswer:
@@ -228,7 +233,7 @@ def _read(rows: list[Any]) -> TickAnswer:
     for row in rows:
         what = row[0]
         if what == "claim":
-            answer.claims.append(Claimed(row[1], row[2], row[3], row[4], row[5], row[6], row[7]))
+            answer.claims.append(Claimed(row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]))
         elif what == "fence":
             answer.fenced, answer.lease_live, answer.lease_left_ns = False, row[8] > 0, row[8] * 1_000_000
         elif what == "checkpointed":

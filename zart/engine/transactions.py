@@ -21,7 +21,7 @@ from zart.config import WorkerConfig
 from zart.engine.replay import Checkpoint, checkpoint_of
 from zart.engine.session import FIRST_BACKOFF, LAST_BACKOFF, Session
 from zart.errors import SerializationError, TransactionMisused
-from zart.metrics import DATABASE_ERRORS
+from zart.meters import BYTES_WRITTEN, DATABASE_ERRORS
 from zart.postgres.connection import Connection, check_not_demoted
 from zart.postgres.lending import DEADLINE, Lender, Loan
 from zart.postgres.sqlstate import Fault, classify
@@ -87,15 +87,17 @@ class Transaction:
 
     Attributes:
         stored: after `commit`, the checkpoint that stands in the place of this try's own, None when it is this one.
+        took: seconds of the try that was committed.
     """
 
-    __slots__ = ("_all", "_committing", "_loan", "_over", "stored")
+    __slots__ = ("_all", "_committing", "_loan", "_over", "stored", "took")
 
     def __init__(self, transactions: Transactions) -> None:
         self._all = transactions
         self._loan: Loan | None = None
         self._committing = self._over = False
         self.stored: Checkpoint | None = None
+        self.took = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -126,7 +128,7 @@ class Transaction:
             asyncpg.PostgresError: the server refuses to commit, as by a deferred constraint.
         """
         assert self._loan is not None
-        self._committing = True
+        self._committing, self.took = True, row.seconds
         task: asyncio.Future[Checkpoint | None] = asyncio.ensure_future(self._all.commit(self._loan, row))
         row.turn.keep_late(task)
         task.add_done_callback(_let_go)
@@ -203,6 +205,7 @@ class Transactions:
             if not fenced.stored:
                 return await self._what_stands(loan, row, worker, fenced)
             await self._send_commit(loan, row)
+            self._session.place.add(BYTES_WRITTEN, len(row.result))
             return None
         except Exception as error:
             fault = classify(error)

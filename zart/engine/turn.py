@@ -26,7 +26,7 @@ from zart.engine.signals import Stop
 from zart.engine.spec import ChildInvocation, DurableSpec, StepInvocation
 from zart.engine.where import where
 from zart.errors import DuplicateStepName, NotInBody, NotInExecution, NotInStep, SerializationError
-from zart.metrics import STEPS_COMPLETED, STEPS_REPLAYED
+from zart.meters import STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome
 from zart.names import FAILURE_PREFIX
 from zart.postgres.connection import Connection
@@ -154,7 +154,7 @@ class Turn(TurnLife):
         if self.history is not None:
             stored = self.history.find(key, name, Kind.STEP, self.main)
             if stored is not None:
-                self.host.place.words[STEPS_REPLAYED] += 1
+                self.host.place.words[self.tally + STEPS_REPLAYED] += 1
                 return replayed(stored, spec.codec, spec.raises)
             tries = self.history.tries.get(key)
         self._know_caller()
@@ -168,6 +168,7 @@ class Turn(TurnLife):
         try:
             if self.storing or self.family.unmade:
                 await self._earlier_checkpoints()
+                run.began = perf_counter()
             if monotonic_ns() > self.host.sure_until[self.bucket]:
                 await self.host.make_sure(self)
             try:
@@ -189,7 +190,7 @@ class Turn(TurnLife):
         if run.transaction is not None:  # it has taken the checkpoint with it
             if run.transaction.stored is not None:
                 return replayed(run.transaction.stored, spec.codec, spec.raises)
-            self.host.place.words[STEPS_COMPLETED] += 1
+            self.host.place.count_tries(self.tally, STEPS_COMPLETED, [run.transaction.took])
             return value
         try:
             result, value = spec.codec.round_trip(value)
@@ -199,6 +200,7 @@ class Turn(TurnLife):
         except Exception as error:  # code of the value's own type
             await run.fail(SerializationError(failure.one_line(error)), "serialization")
         if self.spec.is_step:  # its result is the execution's own, which its ending keeps
+            self.took = perf_counter() - run.began
             return value
         # As `store` does, without a coroutine more: this is the way of every step.
         self.latest = future = self.host.rows.checkpoint(
@@ -211,7 +213,6 @@ class Turn(TurnLife):
             self.storing.discard(future)
         if stored is not None:
             return replayed(stored, spec.codec, spec.raises)
-        self.host.place.words[STEPS_COMPLETED] += 1
         return value
 
     async def capture(self, name: str, function: Callable[[], Any], codec: Codec) -> Any:
@@ -359,7 +360,7 @@ class Turn(TurnLife):
     async def store_failure(self, key: int, number: int, record: failure.Record, seconds: float, name: str) -> None:
         """Commit a step's failure; raise or return what stands there instead, if something does."""
         if self.spec.is_step:
-            self.step_failure = record
+            self.step_failure, self.took = record, seconds
             return
         status = failure.outcome_of(record)
         stored = await self.store(key, Kind.STEP, status, number, seconds, name, None, failure.encode(record))

@@ -38,6 +38,7 @@ from zart.runner.rendering import render_logs
 from zart.runner.seat import Seat
 from zart.runner.signals import Signals
 from zart.runner.stack import Stacks
+from zart.runner.values import SharedValues
 from zart.runner.workers import Workers
 
 __all__ = ["EXIT_CANNOT_GO_ON", "EXIT_CANNOT_START", "EXIT_STOPPED", "Children", "RunnerOptions", "run"]
@@ -79,8 +80,8 @@ class _Arbiter:
         self._options, self._children, self._signals = options, children, signals
         self._board = options.board or Board(options.most_procs)
         self._wakes = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self._board.places)
-        self._stacks, self._link = Stacks(), DeathLink()
-        self._workers = Workers(options, self._board, self._stacks, self._link, self._fork_worker)
+        self._stacks, self._link, self._values = Stacks(), DeathLink(), SharedValues()
+        self._workers = Workers(options, self._board, self._stacks, self._link, self._fork_worker, self._values.forget)
         self._control, self._probe = Seat(), Seat()
         self._listener: socket.socket | None = None
         self._serving = self._stopping = False
@@ -198,7 +199,7 @@ class _Arbiter:
     def _fork_worker(self, index: int, seat: Seat, now: float) -> None:
         wake = self._wakes[index]
         main = partial(self._children.worker, self._options, self._board, index, wake)
-        self._start(seat, partial(self._live, main, keep=(wake,), watched=True), now)
+        self._start(seat, partial(self._live, main, keep=(wake,), place=index), now)
 
     def _start(self, seat: Seat, main: Callable[[], int], now: float) -> None:
         try:
@@ -216,7 +217,7 @@ class _Arbiter:
         main: Callable[..., int],
         *arguments: object,
         keep: tuple[int, ...] = (),
-        watched: bool = False,
+        place: int | None = None,
         listens: bool = False,
     ) -> int:
         """A child's life: first let go of what belongs to the arbiter alone."""
@@ -227,10 +228,12 @@ class _Arbiter:
         for wake in self._wakes:
             if wake not in keep:
                 os.close(wake)
-        if watched:
+        if place is not None:
             self._stacks.answer_on_signal()
+            self._values.sit(place)
         else:
             self._stacks.close()
+            self._values.abstain()
         return main(*arguments)
 
     # Waiting
@@ -351,6 +354,7 @@ class _Arbiter:
                 time.sleep(0.01)
         self._link.close()
         self._stacks.close()
+        self._values.close()
         if self._listener is not None:
             self._listener.close()
         for wake in self._wakes:

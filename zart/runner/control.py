@@ -19,6 +19,7 @@ from zart.engine.sampling import Sampler
 from zart.engine.supervisor import Supervisor
 from zart.runner import board as header
 from zart.runner.board import Board
+from zart.runner.exposition import BoardCollector, UserMetrics
 from zart.runner.link import MESSAGE_BYTES, STOP, Death
 from zart.runner.options import RunnerOptions
 from zart.runner.probes import Probes
@@ -69,7 +70,7 @@ class _Control:
         options = self._options
         sampler = Sampler(options.dsn, options.schema, prepared_statements=options.config.prepared_statements)
         probes = Probes(self._board, sampler)
-        endpoint = Endpoint([QueueCollector(sampler)], probes.pages())
+        endpoint = Endpoint([BoardCollector(self._board), UserMetrics(), QueueCollector(sampler)], probes.pages())
         async with endpoint.serving(listener), asyncio.TaskGroup() as group:
             group.create_task(sampler.run(), name="zart sampling")
             group.create_task(probes.watch(), name="zart probes")

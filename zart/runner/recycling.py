@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zart.metrics import EXECUTIONS_COMPLETED, EXECUTIONS_FAILED, PARKED, Place
+from zart.meters import EXECUTIONS_COMPLETED, EXECUTIONS_FAILED, EXECUTIONS_PARKED
+from zart.metrics import Place, total
 from zart.runner.options import RunnerOptions
 
 _JITTER: Final = 0.1  # a fleet that was started at once is not to be replaced at once
@@ -62,7 +63,7 @@ def begin_life(options: RunnerOptions, place: Place, now: float) -> Life:
 
 def served(place: Place) -> int:
     """Executions that were ended or put down at a place, by all the workers it ever had."""
-    return place.words[EXECUTIONS_COMPLETED] + place.words[EXECUTIONS_FAILED] + place.words[PARKED]
+    return sum(total([place], counter) for counter in (EXECUTIONS_COMPLETED, EXECUTIONS_FAILED, EXECUTIONS_PARKED))
 
 
 def resident_bytes(pid: int) -> int:

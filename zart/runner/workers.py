@@ -52,6 +52,7 @@ class Workers:
         options, board, stacks: what all processes of the runner share.
         link: where control is told of deaths.
         make: forks the worker of a place for its seat.
+        forget: told of the place whose worker has ended.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Workers:
         stacks: Stacks,
         link: DeathLink,
         make: Callable[[int, Seat, float], None],
+        forget: Callable[[int], None],
     ) -> None:
-        self._options, self._board, self._stacks, self._link, self._make = options, board, stacks, link, make
+        self._options, self._board, self._stacks, self._link = options, board, stacks, link
+        self._make, self._forget = make, forget
         self.size = options.procs
         self.seats = tuple(Seat() for _ in board.places)
         self._lives = [Life() for _ in board.places]
@@ -171,6 +174,7 @@ class Workers:
         self._link.report(worker_ids, [] if asked else blamed(place, status, stalled=seat.stalled), how, step)
         was_at_work = bool(place.ready)
         place.clear()
+        self._forget(index)
         if asked:
             seat.hurry(time.monotonic())
             return ""

@@ -17,7 +17,7 @@ async def load_claims(connection: Connection, schema: str, bucket: int, ids: Seq
     """The records of claimed executions.
 
     Columns: id, execution_id, task_name, input (JSON text), attempt, max_retries, priority, deadline_in (seconds from
-    now, None without deadline), step_name, parent, lane.
+    now, None without deadline), step_name, parent, lane, age (seconds since it was started).
     """
     return await connection.fetch(statement("load_claims", schema), bucket, ids)
 
@@ -120,14 +120,14 @@ async def lanes_served(
     task_names: Sequence[str],
     queues: Sequence[str] | None,
     timeout: float | None = None,
-) -> dict[int, str]:
-    """Lanes of these tasks in these queues (None: all queues), in order of number; each with its queue.
+) -> dict[int, tuple[str, str]]:
+    """Lanes of these tasks in these queues (None: all queues), in order of number; each with its queue and task.
 
     Args:
         timeout: seconds, None for the connection's own.
     """
     rows = await connection.fetch(statement("lanes_served", schema), task_names, queues, timeout=timeout)
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 async def ready_lanes(

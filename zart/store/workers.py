@@ -112,7 +112,8 @@ async def reregister(
     """Register a worker and, after a lost connection, make it the heir of its former self `old`.
 
     Send it again with the same ids until it is answered. The answer is the truth: every claim that `new` holds, as id,
-    run, epoch, wakes, done. Claims of `old` whose rows were locked stay with it, for `take_over_worker`.
+    run, epoch, wakes, done, lane (negative: set apart). Claims of `old` whose rows were locked stay with it, for
+    `take_over_worker`.
 
     Args:
         connection: the one that will tick. Its session is noted, for `evict_backend`, unless it is a pooler's.

@@ -10,7 +10,7 @@
 create function :schema.zart_reregister_1(
   p_bucket smallint, p_old bigint, p_new bigint, p_lease float8, p_host text, p_pid int, p_task_names text[],
   p_queues text[], p_session int
-) returns table(id bigint, run int, epoch int, wakes int, done int, apart boolean) language plpgsql
+) returns table(id bigint, run int, epoch int, wakes int, done int, lane int) language plpgsql
 set lock_timeout = '2s' set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off
 set enable_mergejoin = off set enable_bitmapscan = off set jit = off
 as $$
@@ -40,6 +40,6 @@ begin
       and not exists (select from :schema.zart_queue z where z.bucket = p_bucket and z.worker = p_old);
   end if;
   return query
-  select q.id, q.run, q.epoch, q.wakes, q.done, q.lane < 0
+  select q.id, q.run, q.epoch, q.wakes, q.done, q.lane
   from :schema.zart_queue q where q.bucket = p_bucket and q.worker = p_new;
 end $$;

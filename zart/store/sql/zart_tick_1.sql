@@ -6,7 +6,7 @@
 --   finish: how many children of earlier passes nobody wants any more; they end with it.
 -- Rows: fence (extra: milliseconds left of the lease; no such row: taken over, nothing was written), checkpointed, applied, later (signals left), risen (parked
 --   parents and failed executions that may go on), wake (parents held by this worker of which a child has ended),
---   claim.
+--   claim (extra: its lane).
 -- Locks: own worker row for key share; queue rows `skip locked`, never waited for. Each inner statement sees the one
 --   before it.
 -- Index: primary keys; zart_queue_due for claims.
@@ -311,6 +311,6 @@ begin
                     order by z.priority, z.run_at limit p_limit for update skip locked) c
       limit p_limit))
     returning 'claim', q.id, q.run, q.epoch, q.wakes, q.done, q.crashes,
-              extract(epoch from v_now - q.run_at)::real, null::int, null::bigint[];
+              extract(epoch from v_now - q.run_at)::real, q.lane, null::bigint[];
   end if;
 end $$;
