@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import growth, measure, native, report
+from bench import growth, measure, native, plots, report
 from bench.rig import BenchError
 from bench.scenarios import SCENARIOS
 from zart.cli.command import code_of
@@ -53,6 +53,20 @@ def run(
     )
     report.show(result)
     print(f"kept in {report.keep(result, results).name}")
+
+
+@app.command()
+def plot(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results as JSON; by default all that are kept.")
+    ] = None,
+) -> None:
+    """Draw results: FILE.svg beside each FILE.json.
+
+    Example: python -m bench plot bench/results/five-step-*.json
+    """
+    for file in files or sorted(report.RESULTS.glob("*.json")):
+        print(f"drawn in {plots.draw(file).name}")
 
 
 @app.command("native")

@@ -44,8 +44,8 @@ def until(fact: Callable[[], bool], within: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_worker_loses_nothing_and_the_summary_says_so() -> None:
-    done = demo("--executions", "4000", "--procs", "2")
+def test_a_killed_worker_loses_nothing_and_the_summary_and_the_figure_say_so(tmp_path: Path) -> None:
+    done = demo("--executions", "4000", "--procs", "2", "--plot", str(tmp_path / "demo.svg"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed worker" in done.stdout
     assert re.search(r"completed +4,000 of 4,000", done.stdout)
@@ -54,6 +54,9 @@ def test_a_killed_worker_loses_nothing_and_the_summary_says_so() -> None:
     assert re.search(r"ran again +\d+\.\d{3} s after the kill", done.stdout)
     assert done.stdout.endswith("check passed\n")
     assert done.stderr == ""
+    killed = re.search(r"while it held ([\d,]+) execution", done.stdout)
+    assert killed is not None
+    assert f">worker killed, holding {killed[1]}</text>" in (tmp_path / "demo.svg").read_text()
 
 
 def test_it_runs_with_one_execution_and_one_worker() -> None:

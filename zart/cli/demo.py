@@ -16,7 +16,9 @@ from rich.console import Console
 
 from zart.cli.audit import Audit, execution_id_of
 from zart.cli.command import Failed
+from zart.cli.course import Course, draw
 from zart.cli.display import Display, completed
+from zart.cli.figure import check_can_write
 from zart.cli.onboarding import customer_of, onboarding
 from zart.cli.output import counted
 from zart.config import DEFAULT_SCHEMA
@@ -52,24 +54,31 @@ def demo(
     executions: Annotated[
         int, typer.Option(metavar="N", min=1, max=9_999_999, help="Executions, of five steps each.")
     ] = 20_000,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw throughput and claim latency over time there, too.")
+    ] = None,
 ) -> None:
     """See it work: 20,000 durable executions, a worker killed half-way, every result checked.
 
     Needs no database and leaves nothing behind. Exit code 1: the check found something wrong.
     """
+    if plot is not None:
+        check_can_write(plot, "--plot")
     console = Console(highlight=False)
     board = Board(procs)
     with EmbeddedPostgres() as server:
         console.print(f"PostgreSQL runs in {server.directory}", markup=False)
         asyncio.run(_start(server.dsn, executions, console))
-        runner = _Runner(server.dsn, procs, board, server.directory / "runner.log")
+        runner, course = _Runner(server.dsn, procs, board, server.directory / "runner.log"), Course(board)
         try:
-            kill = asyncio.run(_drain(server.dsn, runner, Display(board, executions, console), executions))
+            kill = asyncio.run(_drain(server.dsn, runner, Display(board, executions, console), executions, course))
             runner.stop()
         finally:
             runner.kill()
         audit = asyncio.run(_audit(server.dsn, executions))
     report(audit, kill, console)
+    if plot is not None:
+        draw(course, executions, plot)
     if not audit.passed:
         raise Failed("the check failed")
 
@@ -123,7 +132,7 @@ class _Runner:
             self._pid = 0
 
 
-async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -> Kill | None:
+async def _drain(dsn: str, runner: _Runner, display: Display, executions: int, course: Course) -> Kill | None:
     """Watch until every execution has ended, and kill a worker half-way; None if it was over before."""
     kill: Kill | None = None
     connection = await connect(dsn, application_name="zart demo")
@@ -145,10 +154,12 @@ async def _drain(dsn: str, runner: _Runner, display: Display, executions: int) -
                 if kill is None and executions // 2 <= done < executions:
                     kill = await _kill_a_worker(connection, runner.board, done)
                     if kill is not None:
+                        course.note_kill(kill.held)
                         display.say(
                             f"killed worker {kill.pid} (SIGKILL) while it held {counted(kill.held, 'execution')}"
                         )
                 display.show(done, at_once=done >= executions)
+                course.note(at_once=done >= executions)
     finally:
         await connection.close()
     return kill

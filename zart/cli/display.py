@@ -74,9 +74,14 @@ class Display:
 
 def claim_latency(board: Board) -> str:
     """The time from when executions could run to their claim, as text."""
-    buckets = merged(board.places, CLAIM_LATENCY)
+    buckets = claims_by_latency(board)
     middle, high = quantile(buckets, 0.5), quantile(buckets, 0.99)
     return "" if middle is None or high is None else f"claim latency p50 {_brief(middle)}, p99 {_brief(high)}"
+
+
+def claims_by_latency(board: Board) -> list[int]:
+    """How many claims there were, by how long the execution could have run before; for `quantile`."""
+    return merged(board.places, CLAIM_LATENCY)
 
 
 def completed(board: Board) -> int:
