@@ -122,7 +122,7 @@ async def test_of_a_handler_that_fails_the_first_failure_stands_and_its_own_is_t
         assert record.error["on_failure"]["type"] == "LookupError"
         assert record.error["on_failure"]["message"] == "the handler broke"
         assert RAN["ill"] == 1
-    assert "it broke (step 'broken'); its on_failure runs next" in caplog.text
+    assert "step 'broken' failed: ValueError: it broke; its on_failure runs next" in caplog.text
     assert "its on_failure failed too: LookupError: the handler broke" in caplog.text
 
 
