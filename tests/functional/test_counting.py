@@ -20,6 +20,7 @@ from zart.durable import DurableExecution
 from zart.errors import StepFailed
 from zart.meters import BYTES_READ, BYTES_WRITTEN, CLAIMS_LOST, TASK_COUNTERS, TASK_HISTOGRAMS, Counter
 from zart.metrics import Place, merged, total
+from zart.store import executions
 
 
 class Declined(Exception): ...
@@ -183,8 +184,8 @@ async def test_everything_is_counted_once_for_its_task(
         }
         assert found["retried"]["retried"] == 1
         tries = sum(count for of in ended.values() for key, count in of.items() if "step" in key)
-        executions = sum(count for of in ended.values() for key, count in of.items() if "step" not in key)
-        assert [sum(merged(places, histogram)) for histogram in TASK_HISTOGRAMS] == [executions, tries]
+        bodies_ended = sum(count for of in ended.values() for key, count in of.items() if "step" not in key)
+        assert [sum(merged(places, histogram)) for histogram in TASK_HISTOGRAMS] == [bodies_ended, tries]
         assert total(places, BYTES_READ) > 0
         assert total(places, BYTES_WRITTEN) > 0
         if mode is Mode.AS_IS:
@@ -227,6 +228,37 @@ async def test_what_a_zombie_sends_is_no_success(database: Database, connection:
         [found] = counted(engine).values()
         assert {key: n for key, n in found.items() if key in _ENDINGS} == ends(completed=count, steps=steps)
         assert total(places, CLAIMS_LOST) > 0
+        kept = await connection.fetchval(
+            "select (select sum(octet_length(result::text)) from zart.zart_tasks)"
+            " + (select sum(octet_length(output::text)) from zart.zart_executions)"
+        )
+        assert total(places, BYTES_WRITTEN) == kept
+
+
+async def _steps_kept(connection: asyncpg.Connection, count: int) -> bool:
+    kept: int = await connection.fetchval("select count(*) from zart.zart_tasks where kind = 1")
+    return kept == count
+
+
+async def test_the_end_of_a_cancelled_execution_is_no_success(
+    database: Database, connection: asyncpg.Connection, mode: Mode
+) -> None:
+    """They come to their end before their worker hears that they were cancelled."""
+    async with Engine(database, [outlived]) as engine:
+        for number in range(10):
+            GATES[f"step-{number}"].set()
+            await engine.start(f"o-{number}", outlived, number)
+        await eventually(lambda: _steps_kept(connection, 10))
+        await eventually(lambda: RAN["past the step"] >= 10)
+        for number in range(10):
+            await executions.cancel(connection, engine.schema, engine.bucket(f"o-{number}"), f"o-{number}")
+        GATES["end"].set()
+        places = [loop.place for loop in engine.loops]
+        await eventually(lambda: _balance(places) == 0)
+        [found] = counted(engine).values()
+        assert {key: n for key, n in found.items() if key in _ENDINGS} == ends(steps=10)
+        if mode is Mode.AS_IS:
+            assert total(places, CLAIMS_LOST) == 10
 
 
 @zart_durable("refused")

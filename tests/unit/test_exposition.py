@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -19,7 +22,8 @@ from zart import meters
 from zart.metrics import Place, total
 from zart.runner import board as header
 from zart.runner.board import Board
-from zart.runner.exposition import BoardCollector
+from zart.runner.exposition import BoardCollector, UserMetrics
+from zart.runner.values import DIRECTORY, SharedValues
 from zart.tally import MOST_TASKS, OTHER
 
 HOSTILE = [
@@ -201,3 +205,83 @@ def test_the_documentation_names_exactly_what_is_exported() -> None:
         assert name not in exported
         exported[name] = family.type, {label for sample in family.samples for label in sample.labels} - {"le"}
     assert written == exported
+
+
+@pytest.fixture
+def values(shared: Path) -> Iterator[SharedValues]:
+    """This process is the worker of the first place."""
+    values = SharedValues()
+    values.sit(0)
+    yield values
+    values.close()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the application's own metrics."""
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("values")
+def test_the_applications_metrics_are_shown_but_those_that_break_the_page(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = CollectorRegistry()
+    prometheus_client.Counter("app_good", "Good.", registry=registry).inc(3)
+    prometheus_client.Counter("app_hostile", "Half of a pair.", ["text"], registry=registry).labels("\ud800").inc()
+    prometheus_client.Gauge("zart_workers", "Not zart's.", registry=registry).set(99)
+    users = UserMetrics()
+    for _ in range(2):
+        assert [family.name for family in users.collect()] == ["app_good"]
+    told = sorted(record.getMessage().partition(" is left out")[0] for record in caplog.records)
+    assert told == ["the application's metric 'app_hostile'", "the application's metric 'zart_workers'"]
+
+
+@pytest.mark.usefixtures("values")
+def test_a_file_that_is_being_made_hides_no_other(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prometheus_client.Counter("app_good", "Good.", registry=CollectorRegistry()).inc()
+    (shared / "counter_1.db").touch()
+    assert [family.name for family in UserMetrics().collect()] == ["app_good"]
+    assert caplog.records == []
+
+
+def test_a_file_that_cannot_be_read_leaves_the_rest_of_the_page(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (shared / "counter_1.db").write_bytes(b"\xff\xff\xff\x0fjunk" * 10)
+    users = UserMetrics()
+    assert [list(users.collect()), list(users.collect())] == [[], []]
+    [record] = caplog.records
+    assert record.getMessage().startswith("the application's own metrics cannot be read")
+
+
+def test_the_next_worker_of_a_place_goes_on_with_its_values(shared: Path, values: SharedValues) -> None:
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            values.sit(1)
+            registry = CollectorRegistry()
+            prometheus_client.Counter("app_work", "Work.", registry=registry).inc()
+            prometheus_client.Gauge("app_now", "Now.", multiprocess_mode="livesum", registry=registry).inc()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert _shown()["app_now"] == 1
+        values.forget(1)
+    assert _shown() == {"app_work_total": 2}
+    assert {path.name for path in shared.iterdir()} == {"counter_1.db"}
+
+
+@pytest.mark.usefixtures("values")
+def test_a_process_that_user_code_forks_has_files_of_its_own(shared: Path) -> None:
+    counter = prometheus_client.Counter("app_work", "Work.", registry=CollectorRegistry())
+    child = os.fork()
+    if child == 0:
+        counter.inc()
+        os._exit(0)
+    os.waitpid(child, 0)
+    counter.inc()
+    assert _shown() == {"app_work_total": 2}
+    assert {path.name for path in shared.iterdir()} == {"counter_0.db", f"counter_0-{child}.db"}
+
+
+def _shown() -> dict[str, float]:
+    return {sample.name: sample.value for family in UserMetrics().collect() for sample in family.samples}

@@ -25,6 +25,7 @@ from zart.engine.session import Held, Session
 from zart.engine.ticker import TickAnswer, Ticker
 from zart.engine.turn import Turn
 from zart.meters import (
+    BYTES_WRITTEN,
     CLAIMS_LOST,
     DATABASE_ERRORS,
     EXECUTION_DURATION,
@@ -217,15 +218,19 @@ class Resolver:
     def _stored(self, rows: Sequence[CheckpointRow]) -> None:
         """These are committed as they are: count them, and let their turns go on."""
         tries: dict[tuple[int, int], list[float]] = {}
+        written = 0
         for row in rows:
+            written += len(row.result or row.error or b"")
             if not row.stored.done():
                 row.stored.set_result(None)
             if counter := _TRIED.get((row.kind, row.status)):
                 tries.setdefault((row.turn.tally, counter), []).append(row.seconds)
         for (tally, counter), seconds in tries.items():
             self.session.place.count_tries(tally, counter, seconds)
+        self.session.place.add(BYTES_WRITTEN, written)
 
     def _applied(self, row: VerbRow) -> None:
+        self.session.place.add(BYTES_WRITTEN, row.size())
         if row.stored is not None and not row.stored.done():
             row.stored.set_result(None)
         if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:

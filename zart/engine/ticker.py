@@ -16,7 +16,7 @@ from zart.engine.batch import Batch, CheckpointRow, ChildRow, VerbRow
 from zart.engine.life import TurnLife
 from zart.engine.replay import Checkpoint
 from zart.engine.session import Session
-from zart.meters import BYTES_WRITTEN, TICK_DURATION, TICK_ROWS, TICKS
+from zart.meters import TICK_DURATION, TICK_ROWS, TICKS
 from zart.metrics import Place
 from zart.model import Verb
 from zart.postgres.connection import STATEMENT_TIMEOUT
@@ -222,10 +222,7 @@ class Ticker:
         place.last_tick_ns = monotonic_ns()
         place.words[TICKS] += 1
         place.observe(TICK_ROWS, len(batch))
-        answer = _read(rows)
-        if not answer.fenced:
-            place.words[BYTES_WRITTEN] += batch.bytes
-        return answer
+        return _read(rows)
 
 
 def _read(rows: list[Any]) -> TickAnswer:

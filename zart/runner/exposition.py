@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
@@ -152,7 +153,8 @@ class UserMetrics:
         if directory is None:
             return []
         try:
-            families: list[Metric] = list(_untyped.MultiProcessCollector(None, directory).collect())
+            files = [file for file in Path(directory).glob("*.db") if file.stat().st_size]  # an empty one is being made
+            families: list[Metric] = list(_untyped.MultiProcessCollector.merge(files))
         except Exception as error:  # a file that is torn, or is none of ours
             self._tell(f"the application's own metrics cannot be read ({type(error).__name__}: {error})")
             return []
