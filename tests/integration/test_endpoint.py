@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from zart.runner.listener import listen
 from zart.runner.probes import Check
 
 _STRANGE = 'a"\\\n\u202e\x00é' + "x" * 100
+_IDLE = MOST_CONNECTIONS + 150
 
 _parse: Any = getattr(parser, "text_string_to_metric_families")  # noqa: B009 - it has no types
 
@@ -31,7 +33,7 @@ _parse: Any = getattr(parser, "text_string_to_metric_families")  # noqa: B009 - 
 class _Collecting(Collector):
     """One gauge; what it does before, a test may choose."""
 
-    def __init__(self, before: Callable[[], None] = lambda: None, *, series: int = 1) -> None:
+    def __init__(self, before: Callable[[], object] = lambda: None, *, series: int = 1) -> None:
         self.before, self.series, self.asked = before, series, 0
 
     def collect(self) -> Iterator[Metric]:
@@ -158,15 +160,48 @@ async def test_slow_clients_are_given_up_and_keep_nobody_waiting(monkeypatch: py
 async def test_hundreds_of_idle_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "LONGEST_CONNECTION", 3600.0)
     async with served(_Collecting()) as port, asyncio.timeout(60):
-        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(400)]
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_IDLE)]
         ended = {number: asyncio.create_task(_end_of(reader)) for number, (reader, _) in enumerate(idle)}
         assert (await get(port, "/livez", within=5)).status == 200
-        await eventually(lambda: sum(task.done() for task in ended.values()) >= 400 - MOST_CONNECTIONS + 1)
-        assert all(ended[number].done() for number in range(400 - MOST_CONNECTIONS))
-        assert not ended[399].done()
+        await eventually(lambda: sum(task.done() for task in ended.values()) >= _IDLE - MOST_CONNECTIONS + 1)
+        assert all(ended[number].done() for number in range(_IDLE - MOST_CONNECTIONS))
+        assert not ended[_IDLE - 1].done()
         for number, (_, writer) in enumerate(idle):
             writer.close()
             await ended[number]
+
+
+async def test_who_has_asked_is_answered_before_the_idle_go_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_CONNECTION", 3600.0)
+    goes_on = threading.Event()
+    collector = _Collecting(lambda: bool(goes_on.wait(60)))
+    async with served(collector) as port, asyncio.timeout(60):
+        scrape = asyncio.create_task(get(port, "/metrics", within=60))
+        await eventually(lambda: collector.asked)
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(_IDLE)]
+        assert (await get(port, "/livez")).status == 200
+        assert not scrape.done()
+        goes_on.set()
+        assert (await scrape).status == 200
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_when_all_have_asked_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_CONNECTION", 3600.0)
+    goes_on = threading.Event()
+    collector = _Collecting(lambda: bool(goes_on.wait(60)))
+    async with served(collector) as port, asyncio.timeout(60):
+        asking = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST_CONNECTIONS)]
+        for _, writer in asking:
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: collector.asked)
+        oldest = asyncio.create_task(_end_of(asking[0][0]))
+        while not oldest.done():
+            assert (await get(port, "/livez")).status == 200
+        goes_on.set()
+        for _, writer in asking:
+            writer.close()
 
 
 async def _end_of(reader: asyncio.StreamReader) -> None:

@@ -1,7 +1,8 @@
 """The HTTP endpoint of a supervisor: metrics and probes, in an event loop that has more important things to do.
 
-A connection is for one request and 10 seconds, and there are 64 at most: for one more, the oldest ends. So nobody who
-is slow, silent or hostile can keep a probe out, and what any of them holds is small. Pages are made in one thread.
+A connection is for one request and 10 seconds, and there are 256 at most: for one more, the oldest ends that has not
+asked for anything. So nobody who is slow, silent or hostile can keep a probe out, and what any of them holds is small.
+Pages are made in one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from zart.log import logger
 from zart.runner.probes import Probe
 
-MOST_CONNECTIONS: Final = 64
+MOST_CONNECTIONS: Final = 256  # twice what may wait to be accepted, so that none ends before it was read from
 LONGEST_CONNECTION: Final = 10.0
 
 _PLAIN: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -111,18 +112,25 @@ class Endpoint:
 
 
 class _Connections(web.Server):
-    """Ends each connection in time, and the oldest when there are too many."""
+    """Ends each connection in time, and an idle one when there are too many."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **settings: Any) -> None:
-        super().__init__(handler, **settings)
-        self._ends: dict[RequestHandler, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}
+    def __init__(self, answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **settings: Any) -> None:
+        super().__init__(self._note, **settings)
+        self._answer = answer
+        self._ends: dict[object, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}
+        self._asked: set[object] = set()
+
+    async def _note(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._asked.add(request.protocol)
+        return await self._answer(request)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         end = asyncio.get_running_loop().call_later(LONGEST_CONNECTION, transport.abort)
         self._ends[handler] = transport, end
         if len(self._ends) > MOST_CONNECTIONS:
-            self._end(next(iter(self._ends)))
+            others = [one for one in self._ends if one is not handler]
+            self._end(next((one for one in others if one not in self._asked), others[0]))
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -133,7 +141,8 @@ class _Connections(web.Server):
         for handler in tuple(self._ends):
             self._end(handler)
 
-    def _end(self, handler: RequestHandler) -> None:
+    def _end(self, handler: object) -> None:
+        self._asked.discard(handler)
         ended = self._ends.pop(handler, None)
         if ended is not None:
             transport, end = ended
