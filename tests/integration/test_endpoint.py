@@ -155,7 +155,8 @@ async def test_slow_clients_are_given_up_and_keep_nobody_waiting(monkeypatch: py
     assert all(isinstance(seconds, float) and 1.0 <= seconds < 30 for seconds in took)
 
 
-async def test_hundreds_of_idle_connections_keep_nobody_out() -> None:
+async def test_hundreds_of_idle_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_CONNECTION", 3600.0)
     async with served(_Collecting()) as port, asyncio.timeout(60):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(400)]
         ended = {number: asyncio.create_task(_end_of(reader)) for number, (reader, _) in enumerate(idle)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -180,3 +182,22 @@ def test_rooms_that_nobody_uses_take_no_memory() -> None:
     kib = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(kib) <= 512 * 4 + 16
     assert Place.size() * 512 > 20 * 2**20
+
+
+def test_the_documentation_names_exactly_what_is_exported() -> None:
+    """Those of queues are another collector's."""
+    row = re.compile(r"^\| `(zart_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    written = {
+        name: (kind, {label.strip(" `") for label in labels.split(",")} - {""})
+        for name, kind, labels in row.findall(page)
+        if not name.startswith("zart_queue_")
+    }
+    board = Board(1)
+    ended(board.places[0], "a")
+    exported: dict[str, tuple[str, set[str]]] = {}
+    for family in BoardCollector(board).collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert name not in exported
+        exported[name] = family.type, {label for sample in family.samples for label in sample.labels} - {"le"}
+    assert written == exported

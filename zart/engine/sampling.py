@@ -108,6 +108,7 @@ class Sampler:
                 connection.terminate()
 
     async def _go_round(self, connection: ServerConnection, buckets: range) -> None:
+        """Go round until the connection is lost."""
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
         while True:
@@ -125,6 +126,7 @@ class Sampler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL * random.uniform(0.8, 1.2)):
                     await lost.wait()
+                    return  # the next connection tells whether that is a fault
 
     async def _take(self, connection: ServerConnection, buckets: range) -> None:
         """Take a sample, unless the last one took too long for that."""
