@@ -81,6 +81,7 @@ async def test_a_fleet_runs_in_it_as_process_1_of_a_user_without_rights_on_a_roo
         os.kill(process, signal.SIGTERM)
         assert await asyncio.wait_for(runner.wait(), 40) == 0, log.read_text()
     assert "stopped" in log.read_text()
+    assert "not exported" not in log.read_text()  # as without a place for the files of the application's metrics
 
 
 async def answers(port: int, path: str) -> bool:
