@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import pty
 import re
 import signal
+import sys
 from asyncio.subprocess import Process
+from functools import partial
 
 import asyncpg
 import pytest
@@ -15,7 +20,7 @@ from tests.support.database import Database
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, start
 from tests.support.servers import free_port
-from tests.support.shell import output_of, running
+from tests.support.shell import ROOT, output_of, running
 from tests.support.web import get, status
 from zart import __version__
 
@@ -112,3 +117,44 @@ async def test_top_tells_in_one_line_that_there_is_no_such_page() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", port):
         other = await output_of(f"zart top --once --url http://127.0.0.1:{port}", code=1)
     assert other == f"zart: http://127.0.0.1:{port}/metrics is no page of metrics; give a runner's --url\n"
+
+
+async def test_top_on_a_terminal_goes_on_while_its_page_is_away_until_it_is_interrupted() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n# TYPE zart_slots gauge\nzart_slots 77\n")
+        writer.close()
+
+    mine, terminal = pty.openpty()
+    os.set_blocking(mine, False)
+    shown = bytearray()
+
+    def shows(text: bytes) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            shown.extend(os.read(mine, 65_536))
+        return text in shown
+
+    port = free_port()
+    server = await asyncio.start_server(answer, "127.0.0.1", port)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from zart.cli.main import main; main()", "top", "--url", f"http://127.0.0.1:{port}",
+        cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    try:
+        await eventually(partial(shows, b"0 of 77 slots"), within=60)
+        server.close()
+        await server.wait_closed()
+        await eventually(partial(shows, b"trying again"))
+        shown.clear()
+        async with await asyncio.start_server(answer, "127.0.0.1", port):
+            await eventually(partial(shows, b"0 of 77 slots"))
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(30):
+                assert await process.wait() == 0
+        assert not shows(b"Traceback")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(mine)
+        os.close(terminal)
