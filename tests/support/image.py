@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -55,25 +55,32 @@ class Stage:
     user: str = ""
     entrypoint: list[str] = field(default_factory=list[str])
 
-    def command(self, *arguments: str, environment: Mapping[str, str] | None = None, sealed: bool = False) -> list[str]:
-        """A command that runs `arguments` in it, as process 1 of a namespace that ends with it.
+    def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> list[str]:
+        """A command that builds: as nobody, to whom the whole stage belongs."""
+        return self._run(arguments, f"{_NOBODY}:{_NOBODY}", {**self.environment, **(environment or {})}, None)
+
+    def container(self, *arguments: str, empty: Collection[str] = ()) -> list[str]:
+        """A command that runs `arguments` as the stage's user, with a root that cannot be written.
 
         Args:
-            environment: variables besides those of the stage.
-            sealed: as its `user`, with a read-only root but for an empty `/tmp`; else as nobody, to whom all belongs.
+            empty: directories that can be, and have nothing in them.
         """
-        user = (self.user or "0:0") if sealed else f"{_NOBODY}:{_NOBODY}"
-        variables = {**self.environment, **(environment or {})}
+        return self._run(arguments, self.user or "0:0", self.environment, empty)
+
+    def _run(
+        self, arguments: Sequence[str], user: str, variables: Mapping[str, str], empty: Collection[str] | None
+    ) -> list[str]:
+        """A command that runs `arguments` in it, as process 1 of a namespace that ends with it."""
         return [
-            *_unshare(), "sh", "-ec", self._script(user, sealed=sealed), "sh",
+            *_unshare(), "sh", "-ec", self._script(user, empty), "sh",
             *(f"{name}={value}" for name, value in variables.items()), *arguments,
         ]  # fmt: skip
 
-    def _script(self, user: str, *, sealed: bool) -> str:
+    def _script(self, user: str, empty: Collection[str] | None) -> str:
         """Shell text that makes `root` the root directory and runs its arguments there."""
         root = shlex.quote(str(self.root))
         lines = ["PATH=$PATH:/usr/sbin:/sbin", f"mount --bind {root} {root}"]
-        lines.append(f"mkdir -p {root}/tmp {root}/proc {root}/dev {root}/python")
+        lines.append(f"mkdir -p {root}/proc {root}/dev {root}/python")
         for name in [*_OF_BASE_IMAGE, *([] if sys.base_prefix == "/usr" else [sys.base_prefix.lstrip("/")])]:
             there = Path("/", name)
             if there.is_symlink():
@@ -83,9 +90,10 @@ class Stage:
                 lines += [f"mkdir -p {place}", f"mount --rbind /{shlex.quote(name)} {place}"]
                 lines.append(f"mount -o remount,bind,ro {place}")
         lines.append(f"ln -sfn {shlex.quote(os.path.realpath(sys.executable))} {root}/python/python")
-        lines.append(f"mount -t tmpfs tmpfs {root}/tmp -o mode=1777")
+        for path in ("/tmp",) if empty is None else empty:
+            lines.append(f"mkdir -p {root}{path}; mount -t tmpfs tmpfs {root}{path} -o mode=1777")
         lines += [f"mount --rbind /dev {root}/dev", f"mount -t proc proc {root}/proc"]
-        if sealed:
+        if empty is not None:
             lines.append(f"mount -o remount,bind,ro {root}")
         uid, _, gid = user.partition(":")
         become = "setpriv --no-new-privs" + (f" --reuid={uid} --regid={gid} --clear-groups" if _AS_ROOT else "")
