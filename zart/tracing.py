@@ -15,6 +15,8 @@ import sys
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from zart.log import logger
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanContext, Tracer
 
@@ -22,6 +24,8 @@ _Values: TypeAlias = "Mapping[str, str | int]"
 
 _FORM = re.compile(r"00-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})")
 _tracers: dict[Any, Tracer] = {}
+_told = False
+_log = logger("tracing")
 
 
 def tracer() -> Tracer | None:
@@ -34,8 +38,9 @@ def tracer() -> Tracer | None:
         if type(provider).__name__ in ("ProxyTracerProvider", "NoOpTracerProvider"):  # there is none, or it is off
             return None
         _tracers.clear()
-        _tracers[provider] = provider.get_tracer("zart")
-    return _tracers[provider]
+        with _harmless():
+            _tracers[provider] = provider.get_tracer("zart")
+    return _tracers.get(provider)
 
 
 def here() -> str | None:
@@ -55,8 +60,20 @@ def traceparent(span: Span) -> str | None:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def begin_turn(tracer: Tracer, task_name: str, about: _Values, caller: str | None, before: str | None) -> Span:
-    """The span of a turn, begun.
+@contextlib.contextmanager
+def _harmless() -> Generator[None]:
+    """What the program's sampler, processor or exporter raises is told once, and stops no work."""
+    global _told
+    try:
+        yield
+    except Exception:
+        if not _told:
+            _log.exception("tracing failed; work goes on without some of its spans")
+        _told = True
+
+
+def begin_turn(tracer: Tracer, task_name: str, about: _Values, caller: str | None, before: str | None) -> Span | None:
+    """The span of a turn, begun; None when that fails.
 
     Args:
         about: attributes by name, without the "zart." before it.
@@ -66,13 +83,15 @@ def begin_turn(tracer: Tracer, task_name: str, about: _Values, caller: str | Non
     from opentelemetry import trace
     from opentelemetry.context import Context
 
-    return tracer.start_span(
-        f"turn {task_name}",
-        Context(),
-        trace.SpanKind.CONSUMER,
-        _attributes(about),
-        [*_links("caller", caller), *_links("turn before", before)],
-    )
+    with _harmless():
+        return tracer.start_span(
+            f"turn {task_name}",
+            Context(),
+            trace.SpanKind.CONSUMER,
+            _attributes(about),
+            [*_links("caller", caller), *_links("turn before", before)],
+        )
+    return None
 
 
 def enter(span: Span) -> None:
@@ -89,10 +108,11 @@ def end_turn(span: Span, outcome: str, error: Mapping[str, Any] | None = None) -
         outcome: what became of the turn.
         error: the failure's record, if it has failed.
     """
-    span.set_attribute("zart.outcome", outcome)
-    if error is not None:
-        _note_error(span, str(error.get("type")), str(error.get("message")), str(error.get("traceback") or ""))
-    span.end()
+    with _harmless():
+        span.set_attribute("zart.outcome", outcome)
+        if error is not None:
+            _note_error(span, str(error.get("type")), str(error.get("message")), str(error.get("traceback") or ""))
+        span.end()
 
 
 @contextlib.contextmanager
@@ -100,11 +120,13 @@ def step(name: str, about: _Values) -> Generator[None]:
     """A span around one try of a step, inside of whichever is the current one."""
     from opentelemetry import trace
 
-    made = tracer()
-    if made is None:
+    span: Span | None = None
+    with _harmless():
+        made = tracer()
+        span = None if made is None else made.start_span(f"step {name}", attributes=_attributes(about))
+    if span is None:
         yield
         return
-    span = made.start_span(f"step {name}", attributes=_attributes(about))
     outcome = "interrupted"
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
@@ -112,13 +134,15 @@ def step(name: str, about: _Values) -> Generator[None]:
         outcome = "completed"
     except Exception as error:
         outcome = "failed"
-        span.record_exception(error)
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.set_status(trace.StatusCode.ERROR, f"{type(error).__qualname__}: {error}")
+        with _harmless():
+            span.record_exception(error)
+            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_status(trace.StatusCode.ERROR, f"{type(error).__qualname__}: {error}")
         raise
     finally:
-        span.set_attribute("zart.outcome", outcome)
-        span.end()
+        with _harmless():
+            span.set_attribute("zart.outcome", outcome)
+            span.end()
 
 
 def flush(seconds: float) -> None:
@@ -128,7 +152,8 @@ def flush(seconds: float) -> None:
 
         provider: Any = trace.get_tracer_provider()
         if hasattr(provider, "force_flush"):
-            provider.force_flush(int(seconds * 1000))
+            with _harmless():
+                provider.force_flush(int(seconds * 1000))
 
 
 def _attributes(about: _Values) -> dict[str, str | int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -227,3 +227,47 @@ async def test_a_turn_is_linked_to_the_one_that_died_with_its_process(database: 
     assert [span["name"] for span in _exported(spans)].count("step first") == 1
     batched = [span["name"] for span in _exported(tmp_path / "spans.batched")]
     assert "turn killed-once" in batched, "sent as the worker drained"
+
+
+class Broken(SpanProcessor):
+    """Raises whenever a span begins or ends."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        raise RuntimeError("on_start")
+
+    def on_end(self, span: Any) -> None:
+        raise RuntimeError("on_end")
+
+
+class Unstarted(Broken):
+    """Raises when a span ends."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        return
+
+
+@pytest.mark.parametrize("processor", [Broken, Unstarted])
+async def test_tracing_that_fails_stops_no_work(
+    database: Database,
+    traced: Traced,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: type[SpanProcessor],
+) -> None:
+    @zart_step("one")
+    async def one() -> int:
+        return 1
+
+    @zart_durable("works")
+    async def works() -> int:
+        first = await one()
+        await zart.sleep("nap", "50ms")
+        return first + await one().named("two")
+
+    monkeypatch.setattr("zart.tracing._told", False)
+    traced.provider.add_span_processor(processor())
+    async with Engine(database, [works], config=AT_ONCE) as engine:
+        await engine.start("a", works)
+        assert (await engine.ended("a")).output == 2
+    told = [record.message for record in caplog.records if record.name == "zart.tracing"]
+    assert told == ["tracing failed; work goes on without some of its spans"]
