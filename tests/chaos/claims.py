@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from tests.chaos.effects import LOST
 from tests.support.database import Database
 from tests.support.fleet import is_alive
 
 _EVERY = 0.2
-_LOST = OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError
 _HELD = (
     "select q.worker, w.pid, count(*) as claims from zart.zart_queue q left join zart.zart_workers w on w.id = q.worker"
     " where q.worker is not null group by 1, 2"
@@ -40,7 +40,7 @@ class ClaimWatch:
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            with contextlib.suppress(*_LOST):
+            with contextlib.suppress(*LOST):
                 connection = await asyncpg.connect(self.database.dsn, timeout=5, command_timeout=5)
                 try:
                     while True:

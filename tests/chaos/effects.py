@@ -24,6 +24,9 @@ create table effects(
 )
 """
 _INSERT = "insert into effects values ($1, $2, $3, $4, $5, $6, to_timestamp($7)) on conflict do nothing"
+LOST = OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError
+"""What asyncpg says of a server that is stopped, killed or cut off."""
+
 _AGAIN_AFTER = 0.05
 _DEADLINE = 5.0
 
@@ -54,5 +57,5 @@ async def leave_effect(step: str, tries: int = 1) -> None:
             assert _pool is not None
             await _pool.execute(_INSERT, note, info.execution_id, step, os.getpid(), info.current_attempt, tries, began)
             return
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        except LOST:
             await asyncio.sleep(_AGAIN_AFTER)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from tests.chaos import app
+from tests.chaos.effects import LOST
 from tests.chaos.invariants import Accepted
 from zart import PostgresScheduler
 from zart.errors import DatabaseError
@@ -108,6 +109,6 @@ class Load:
 async def _insist(ask: Callable[[], Awaitable[T]]) -> T:
     """Ask until there is an answer; each of these things happens once, however often it is asked for."""
     while True:
-        with contextlib.suppress(DatabaseError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(DatabaseError, *LOST):
             return await ask()
         await asyncio.sleep(_AGAIN_AFTER)

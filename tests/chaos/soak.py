@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -114,6 +115,8 @@ async def soak(seed: int, seconds: float) -> Report:
             load = Load(scheduler, random.Random(seed + 1))
             try:
                 await _run(report, trouble, load, seconds)
+            except Exception:  # of the soak itself: what was found until then is not lost
+                report.violations.append(f"the soak came to its end: {traceback.format_exc()}")
             finally:
                 await load.close()
                 trouble.kill_all()
