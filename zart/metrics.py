@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, overload
 
 from zart.codec import Attribution
-from zart.meters import BOUNDS, START, STEP_DURATION, Histogram
+from zart.meters import BOUNDS, START, Histogram
 from zart.tally import END, ROW_WORDS, ROWS_START, rows_end, tally_of
 
 _FIELDS: Final = (
@@ -53,6 +53,9 @@ class _Word:
 
     def __set__(self, place: Place, value: int) -> None:
         place.words[self._offset] = value
+
+
+_FEW: Final = 16  # values; below it, to find the bucket of each costs less than to go through the bounds
 
 
 class Place:
@@ -126,18 +129,26 @@ class Place:
         """What to add to the offsets of a task's counters and histograms."""
         return tally_of(self.words, task_name)
 
-    def count_tries(self, tally: int, counter: int, seconds: list[float]) -> None:
-        """Count tries of steps that are committed: what came of them, and how long each took."""
+    def observe_all(self, histogram: Histogram, values: list[float], tally: int = 0) -> None:
+        """As `observe` for each value; of many, a fraction of the cost. They are sorted."""
+        if len(values) < _FEW:
+            for value in values:
+                self.observe(histogram, value, tally)
+            return
         words, counted = self.words, 0
-        words[tally + counter] += len(seconds)
-        words[tally + STEP_DURATION.sum_at] += int(sum(seconds) * 1e9)
-        seconds.sort()
-        for bucket, bound in enumerate(STEP_DURATION.bounds, tally + STEP_DURATION.offset):
-            reached = bisect_right(seconds, bound)
+        values.sort()
+        words[tally + histogram.sum_at] += int(sum(value for value in values if value > 0) / histogram.unit)
+        for bucket, bound in enumerate(histogram.bounds, tally + histogram.offset):
+            reached = bisect_right(values, bound)
             if reached > counted:
                 words[bucket] += reached - counted
                 counted = reached
-        words[tally + STEP_DURATION.sum_at - 1] += len(seconds) - counted
+        words[tally + histogram.sum_at - 1] += len(values) - counted
+
+    def count_all(self, counter: int, histogram: Histogram, seconds: list[float], tally: int) -> None:
+        """Count what is committed of a task, and how long each took."""
+        self.words[tally + counter] += len(seconds)
+        self.observe_all(histogram, seconds, tally)
 
     def note_thread(self, index: int, claim_id: int) -> None:
         """Note whose code a thread runs from here on, 0 for nobody's. Each thread has an index below MOST_THREADS."""

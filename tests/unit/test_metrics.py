@@ -113,8 +113,8 @@ def test_a_name_that_was_not_written_to_its_end_leaves_no_row() -> None:
 def test_tries_are_counted_with_their_durations() -> None:
     place = Place.private()
     tally = place.tally_of("task")
-    place.count_tries(tally, STEPS_COMPLETED, [1e6, 0.001])
-    place.count_tries(tally, STEPS_COMPLETED, [0.0011, 0.0])
+    place.count_all(STEPS_COMPLETED, STEP_DURATION, [1e6, 0.001], tally)
+    place.count_all(STEPS_COMPLETED, STEP_DURATION, [0.0011, 0.0], tally)
     assert place.words[tally + STEPS_COMPLETED] == 4
     buckets = merged([place], STEP_DURATION)
     assert (buckets[:2], buckets[-1]) == ([2, 1], 1)
@@ -126,7 +126,7 @@ def test_many_tries_at_once_are_counted_as_one_by_one() -> None:
     seconds = [chance.lognormvariate(0, 5) for _ in range(1000)] + [*STEP_DURATION.bounds]
     for second in seconds:
         one_by_one.observe(STEP_DURATION, second)
-    at_once.count_tries(0, STEPS_COMPLETED, seconds)
+    at_once.count_all(STEPS_COMPLETED, STEP_DURATION, seconds, 0)
     assert merged([at_once], STEP_DURATION) == merged([one_by_one], STEP_DURATION)
     assert observed([at_once], STEP_DURATION) == pytest.approx(observed([one_by_one], STEP_DURATION))
 

@@ -291,8 +291,8 @@ class WorkerLoop:
             self._looker.due = True
         if free:
             self.place.observe(CLAIM_BATCH_SIZE, len(answer.claims))
+        self.place.observe_all(CLAIM_LATENCY, [claim.waited for claim in answer.claims])
         for claim in answer.claims:
-            self.place.observe(CLAIM_LATENCY, claim.waited)
             tally = self._count_claim(claim.lane, claim.epoch)
             self._hold(
                 Turn(self, claim.id, claim.run, claim.epoch, bucket, claim.wakes, crashes=claim.crashes, tally=tally)

@@ -35,6 +35,7 @@ from zart.meters import (
     EXECUTIONS_PARKED,
     EXECUTIONS_PUT_OFF,
     EXECUTIONS_RETRIED,
+    STEP_DURATION,
     STEP_RETRIES,
     STEPS_COMPLETED,
     STEPS_FAILED,
@@ -155,8 +156,7 @@ class Resolver:
         else:
             await self._read_back(batch.bucket, batch.checkpoints, answered=True)
         if answer.applied == len(batch.verbs):
-            for verb in batch.verbs:
-                self._applied(verb)
+            self._applied(batch.verbs)
         else:
             await self._sort_verbs(batch, set(answer.applied_ids or ()))
 
@@ -164,14 +164,12 @@ class Resolver:
         """A verb that was not applied: its row was busy (send it again), or the claim is gone."""
         missed = [row for row in batch.verbs if row.id not in applied]
         held = await self._still_held(batch.bucket, missed)
-        for row in batch.verbs:
-            if row.id in applied:
-                self._applied(row)
-            elif (row.id, row.epoch) not in held:
-                self.lose(row.turn)
+        self._applied([row for row in batch.verbs if row.id in applied])
         for row in missed:
             if (row.id, row.epoch) in held:
                 self.ticker.put_back_busy(row)
+            else:
+                self.lose(row.turn)
 
     async def _read_back(self, bucket: int, rows: Sequence[CheckpointRow], *, answered: bool) -> None:
         """Give each row the checkpoint that stands in its place; send again what is not stored."""
@@ -231,33 +229,37 @@ class Resolver:
             if counter := _TRIED.get((row.kind, row.status)):
                 tries.setdefault((row.turn.tally, counter), []).append(row.seconds)
         for (tally, counter), seconds in tries.items():
-            self.session.place.count_tries(tally, counter, seconds)
+            self.session.place.count_all(counter, STEP_DURATION, seconds, tally)
         self.session.place.add(BYTES_WRITTEN, written)
 
-    def _applied(self, row: VerbRow) -> None:
-        self.session.place.add(BYTES_WRITTEN, row.size())
-        if row.stored is not None and not row.stored.done():
-            row.stored.set_result(None)
-        if row.verb == Verb.HOLD or self.turns.get(row.id) is not row.turn:
-            return
-        del self.turns[row.id]
-        if row.turn.span is not None:
-            row.turn.end_span(_outcome(row), None if row.error is None else failure.decode(row.error.decode()))
-        if row.verb == Verb.FINISH:
-            self._count_ending(row.turn, completed=row.status == StoredStatus.COMPLETED)
-            if row.error is not None:
+    def _applied(self, rows: Sequence[VerbRow]) -> None:
+        """These are committed: count them, and let go of their turns."""
+        place, now, written = self.session.place, monotonic(), 0
+        ended: dict[tuple[int, int], list[float]] = {}
+        for row in rows:
+            turn = row.turn
+            written += row.size()
+            if row.stored is not None and not row.stored.done():
+                row.stored.set_result(None)
+            if row.verb == Verb.HOLD or self.turns.get(row.id) is not turn:
+                continue
+            del self.turns[row.id]
+            if turn.span is not None:
+                turn.end_span(_outcome(row), None if row.error is None else failure.decode(row.error.decode()))
+            if row.verb == Verb.FINISH:
+                completed = row.status == StoredStatus.COMPLETED
+                counter = EXECUTIONS_COMPLETED if completed else EXECUTIONS_FAILED
+                ended.setdefault((turn.tally, counter), []).append(now - turn.born)
+                if turn.took is not None:
+                    counter = STEPS_COMPLETED if completed else STEPS_FAILED
+                    place.count_all(counter, STEP_DURATION, [turn.took], turn.tally)
+            else:
+                place.words[turn.tally + _PUT_DOWN[Verb(row.verb)]] += 1
+            if row.verb == Verb.HANDLE or (row.verb == Verb.FINISH and row.error is not None):
                 self._failures.tell(row)
-        else:
-            self.session.place.words[row.turn.tally + _PUT_DOWN[Verb(row.verb)]] += 1
-            if row.verb == Verb.HANDLE:
-                self._failures.tell(row)
-
-    def _count_ending(self, turn: TurnLife, *, completed: bool) -> None:
-        place, tally = self.session.place, turn.tally
-        place.words[tally + (EXECUTIONS_COMPLETED if completed else EXECUTIONS_FAILED)] += 1
-        place.observe(EXECUTION_DURATION, monotonic() - turn.born, tally)
-        if turn.took is not None:
-            place.count_tries(tally, STEPS_COMPLETED if completed else STEPS_FAILED, [turn.took])
+        for (tally, counter), seconds in ended.items():
+            place.count_all(counter, EXECUTION_DURATION, seconds, tally)
+        place.add(BYTES_WRITTEN, written)
 
     def lose(self, turn: TurnLife) -> None:
         """The claim is gone: cancelled, or taken over. Whatever the body still does is not recorded."""
@@ -290,7 +292,7 @@ class Resolver:
         for turn in gone:
             ending = endings.get(turn)
             if ending is not None and (ending.verb != Verb.FINISH or turn.id in finished):
-                self._applied(ending)
+                self._applied([ending])
             else:
                 self.lose(turn)
         await self._read_back(batch.bucket, batch.checkpoints, answered=False)

@@ -27,7 +27,7 @@ from zart.engine.signals import Stop
 from zart.engine.spec import ChildInvocation, DurableSpec, StepInvocation
 from zart.engine.where import where
 from zart.errors import DuplicateStepName, NotInBody, NotInExecution, NotInStep, SerializationError
-from zart.meters import STEPS_COMPLETED, STEPS_REPLAYED
+from zart.meters import STEP_DURATION, STEPS_COMPLETED, STEPS_REPLAYED
 from zart.model import ExecutionInfo, KeySpace, Kind, Outcome
 from zart.names import FAILURE_PREFIX
 from zart.postgres.connection import Connection
@@ -194,7 +194,7 @@ class Turn(TurnLife):
         if run.transaction is not None:  # it has taken the checkpoint with it
             if run.transaction.stored is not None:
                 return replayed(run.transaction.stored, spec.codec, spec.raises)
-            self.host.place.count_tries(self.tally, STEPS_COMPLETED, [run.transaction.took])
+            self.host.place.count_all(STEPS_COMPLETED, STEP_DURATION, [run.transaction.took], self.tally)
             return value
         try:
             result, value = spec.codec.round_trip(value)
