@@ -36,7 +36,7 @@ class Histogram:
     name: str
     text: str
     bounds: tuple[float, ...]
-    unit: float = 1e-9
+    unit: float = 1e-6
 
     @property
     def sum_at(self) -> int:

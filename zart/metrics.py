@@ -31,6 +31,10 @@ _STEP_BYTES: Final = 512
 assert _STEP + 1 + _STEP_BYTES // 8 <= START
 
 
+# Place.loop_count
+LEFT: Final = -1
+"""It drained: what its process still does takes as long as it may."""
+
 # Place.alone
 ASKED: Final = 1
 ALONE: Final = 2
@@ -55,6 +59,8 @@ class _Word:
         place.words[self._offset] = value
 
 
+_MOST: Final = 2**63 - 1
+_LONGEST: Final = 1e12  # seconds
 _FEW: Final = 16  # values; below it, to find the bucket of each costs less than to go through the bounds
 
 
@@ -122,8 +128,7 @@ class Place:
         """Note one duration in seconds, or one size; a negative one (clocks differ) counts as 0."""
         words, at = self.words, tally + histogram.offset
         words[at + bisect_left(histogram.bounds, value)] += 1
-        if value > 0:
-            words[tally + histogram.sum_at] += int(value / histogram.unit)
+        self._add_to_sum(histogram, value, tally)
 
     def tally_of(self, task_name: str) -> int:
         """What to add to the offsets of a task's counters and histograms."""
@@ -137,13 +142,19 @@ class Place:
             return
         words, counted = self.words, 0
         values.sort()
-        words[tally + histogram.sum_at] += int(sum(value for value in values if value > 0) / histogram.unit)
+        self._add_to_sum(histogram, sum(value for value in values if value > 0), tally)
         for bucket, bound in enumerate(histogram.bounds, tally + histogram.offset):
             reached = bisect_right(values, bound)
             if reached > counted:
                 words[bucket] += reached - counted
                 counted = reached
         words[tally + histogram.sum_at - 1] += len(values) - counted
+
+    def _add_to_sum(self, histogram: Histogram, value: float, tally: int) -> None:
+        """Never more than fits: what sleeps for years, many times over, must not stop who counts it."""
+        if value > 0:
+            at = tally + histogram.sum_at
+            self.words[at] = min(self.words[at] + int(min(value, _LONGEST) / histogram.unit), _MOST)
 
     def count_all(self, counter: int, histogram: Histogram, seconds: list[float], tally: int) -> None:
         """Count what is committed of a task, and how long each took."""

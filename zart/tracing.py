@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,19 +29,33 @@ _told = False
 _log = logger("tracing")
 
 
+@contextlib.contextmanager
+def _harmless() -> Generator[None]:
+    """What the program's provider, sampler, processor or exporter raises is told once, and stops no work."""
+    global _told
+    try:
+        yield
+    except Exception:
+        if not _told:
+            _log.exception("tracing failed; work goes on without some of its spans")
+        _told = True
+
+
 def tracer() -> Tracer | None:
     """The tracer to make spans with; None while the program has not set up a provider of any."""
     api: Any = sys.modules.get("opentelemetry.trace")
     if api is None or not hasattr(api, "get_tracer_provider"):
         return None
-    provider = api.get_tracer_provider()
-    if provider not in _tracers:
-        if type(provider).__name__ in ("ProxyTracerProvider", "NoOpTracerProvider"):  # there is none, or it is off
-            return None
-        _tracers.clear()
-        with _harmless():
+    with _harmless():
+        provider = api.get_tracer_provider()
+        if provider not in _tracers:
+            if type(provider).__name__ in ("ProxyTracerProvider", "NoOpTracerProvider"):  # there is none, or it is off
+                return None
+            _tracers.clear()
             _tracers[provider] = provider.get_tracer("zart")
-    return _tracers.get(provider)
+        return _tracers[provider]
+    _tracers.clear()
+    return None
 
 
 def here() -> str | None:
@@ -52,24 +67,13 @@ def here() -> str | None:
     return traceparent(trace.get_current_span())
 
 
-def traceparent(span: Span) -> str | None:
-    """A span's context as text; None of one that belongs to no trace."""
-    context = span.get_span_context()
-    if not context.is_valid:
-        return None
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
-@contextlib.contextmanager
-def _harmless() -> Generator[None]:
-    """What the program's sampler, processor or exporter raises is told once, and stops no work."""
-    global _told
-    try:
-        yield
-    except Exception:
-        if not _told:
-            _log.exception("tracing failed; work goes on without some of its spans")
-        _told = True
+def traceparent(span: Span, *, recorded: bool = False) -> str | None:
+    """A span's context as text; None of one that belongs to no trace, or, if asked for, that is not recorded."""
+    with _harmless():
+        context = span.get_span_context()
+        if context.is_valid and (span.is_recording() or not recorded):
+            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return None
 
 
 def begin_turn(tracer: Tracer, task_name: str, about: _Values, caller: str | None, before: str | None) -> Span | None:
@@ -98,7 +102,8 @@ def enter(span: Span) -> None:
     """Make a turn's span the one that its body's spans are inside of. Call it in the context of the body."""
     from opentelemetry import context, trace
 
-    context.attach(trace.set_span_in_context(span, context.Context()))
+    with _harmless():
+        context.attach(trace.set_span_in_context(span, context.Context()))
 
 
 def end_turn(span: Span, outcome: str, error: Mapping[str, Any] | None = None) -> None:
@@ -146,14 +151,23 @@ def step(name: str, about: _Values) -> Generator[None]:
 
 
 def flush(seconds: float) -> None:
-    """Have the provider send what it has, before a process ends that runs no exit handlers."""
-    if tracer() is not None:
-        from opentelemetry import trace
+    """Have the provider send what it has, before a process ends that runs no exit handlers.
 
-        provider: Any = trace.get_tracer_provider()
-        if hasattr(provider, "force_flush"):
-            with _harmless():
-                provider.force_flush(int(seconds * 1000))
+    Not all of them keep to the time that they are given, so another thread waits for it.
+    """
+    if tracer() is not None:
+        sending = threading.Thread(target=_flush, args=(seconds,), name="zart traces", daemon=True)
+        sending.start()
+        sending.join(seconds)
+
+
+def _flush(seconds: float) -> None:
+    from opentelemetry import trace
+
+    provider: Any = trace.get_tracer_provider()
+    if hasattr(provider, "force_flush"):
+        with _harmless():
+            provider.force_flush(int(seconds * 1000))
 
 
 def _attributes(about: _Values) -> dict[str, str | int]:

@@ -175,7 +175,7 @@ async def test_retries_go_by_key(worker: TickingWorker) -> None:
     await worker.tick(failed, [Move(claim.id, 1, Verb.HOLD) for claim in claims], children(worker, claims))
     async with recorded_plans(worker.connection) as plans:
         await worker.tick(moves=[Move(claim.id, 1, Verb.RETRY) for claim in claims], children=children(worker, claims))
-    allowed = {FENCE, QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_CHILD, JOURNAL, ATTEMPTS}
+    allowed = {FENCE, QUEUE_ID, QUEUE_HELD, RECORD_ID, RECORD_CHILD, JOURNAL, ATTEMPTS, QUARANTINED}
     assert plans.scans() <= allowed
     assert plans.pages() < 60 * BATCH
 

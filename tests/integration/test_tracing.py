@@ -246,6 +246,22 @@ class Unstarted(Broken):
         return
 
 
+async def test_a_provider_that_cannot_be_had_stops_no_work(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot() -> None:
+        raise StopIteration  # as for one that is named in the environment and not installed
+
+    @zart_durable("works")
+    async def works() -> int:
+        return 1
+
+    monkeypatch.setattr("zart.tracing._told", False)
+    monkeypatch.setattr(trace, "get_tracer_provider", cannot)
+    async with Engine(database, [works], config=AT_ONCE) as engine:
+        async with PostgresScheduler.connect(database.dsn) as scheduler:
+            await scheduler.start("b", "works", None)
+        assert (await engine.ended("b")).output == 1
+
+
 @pytest.mark.parametrize("processor", [Broken, Unstarted])
 async def test_tracing_that_fails_stops_no_work(
     database: Database,

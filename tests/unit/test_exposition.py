@@ -101,6 +101,11 @@ def test_gauges_tell_of_the_living_only() -> None:
     text = page(board)
     assert [of(text, "zart_workers", state=state) for state in ("starting", "ready", "draining")] == [1, 2, 1]
     assert (of(text, "zart_executions_in_flight"), of(text, "zart_slots")) == (28, 200)
+    board.places[2].previous_id = 5  # it registers anew
+    text = page(board)
+    assert [of(text, "zart_workers", state=state) for state in ("ready", "reconnecting")] == [1, 1]
+    assert of(text, "zart_slots") == 100
+    board.places[2].previous_id = 0
     board.places[1].clear()
     text = page(board)
     assert [of(text, "zart_workers", state=state) for state in ("starting", "ready", "draining")] == [1, 1, 1]

@@ -197,3 +197,13 @@ def test_a_place_in_shared_memory_is_seen_after_a_fork() -> None:
 def test_a_buffer_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="a place needs"):
         Place(bytearray(8))
+
+
+def test_no_sum_is_ever_too_large_to_be_kept() -> None:
+    place = Place.private()
+    tally = place.tally_of("task")
+    for _ in range(100):
+        place.observe(STEP_DURATION, 1e18, tally)
+        place.observe_all(STEP_DURATION, [float("inf")] * 100, tally)
+    assert merged([place], STEP_DURATION)[-1] == 100 + 100 * 100
+    assert place.words[tally + STEP_DURATION.sum_at] == 2**63 - 1

@@ -121,7 +121,7 @@ class Loader:
                 }
                 before = histories[turn.id].traceparent if turn.id in histories else None
                 turn.span = tracing.begin_turn(tracer, row["task_name"], about, row["traceparent"], before)
-            if turn.span is not None and turn.span.is_recording() and (context := tracing.traceparent(turn.span)):
+            if turn.span is not None and (context := tracing.traceparent(turn.span, recorded=True)):
                 noted.append((turn.id, turn.epoch, context))
         if noted:
             session = self._session

@@ -37,7 +37,7 @@ from zart.meters import (
     EXECUTIONS_RESUMED,
     LOOP_LAG,
 )
-from zart.metrics import ALONE, ASKED, Place
+from zart.metrics import ALONE, ASKED, LEFT, Place
 from zart.model import Verb
 from zart.postgres.connection import check_not_demoted
 from zart.postgres.sqlstate import Fault, classify
@@ -144,6 +144,8 @@ class WorkerLoop:
             ) from error
         finally:
             beat.cancel()
+            if self._draining:
+                self.place.loop_count = LEFT
             leave_tasks(self._loop)
             for turn in list(self.turns.values()):
                 turn.lose()

@@ -130,6 +130,8 @@ class Session:
                 told = str(error)
             else:
                 self.lost, self.timeline = False, self._found_timeline
+                if told:
+                    log.info("worker is registered", extra={"worker_id": self.worker_id})
                 return held
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF)

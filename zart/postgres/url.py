@@ -12,11 +12,12 @@ URL_SHAPE = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _FILE_OPTIONS = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 # Of a database's URL all up to the last "@", as what is not escaped in a password may look like anything. Then the user
-# and password of any URL, and what is said to be a password.
+# and password of any URL, and what is said to be a password. All is bounded: a line of any length takes time by its
+# length only.
 _SECRETS = re.compile(
     r"""(?i)
-    (?P<database>\bpostgres(?:ql)?(?:\+\w+)?://)(?!USER:PASSWORD@)[^\n]*@
-    | (?P<url>\b[a-z][a-z0-9+.-]*://)(?!USER:PASSWORD@)[^\s/:@]*:[^\s/@]*@
+    (?P<database>(?<![a-z0-9+.-])postgres(?:ql)?(?:\+\w{1,30})?://)(?!USER:PASSWORD@)[^\n]{0,1000}@
+    | (?P<url>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://)(?!USER:PASSWORD@)[^\s/:@]{0,500}:[^\s/@]{0,500}@
     | (?P<option>password(?:=|['"]:\s?))(?:'[^'\n]*'|"[^"\n]*"|[^\s&'",]+)
     """,
     re.VERBOSE,

@@ -90,10 +90,12 @@ def _added(rows: list[list[int]]) -> list[int]:
 
 def _states(places: Sequence[Place]) -> Iterable[Metric]:
     """How the workers are that live now."""
-    ready = [place for place in places if place.ready and not place.draining]
+    registered = [place for place in places if place.ready and not place.draining]
+    ready = [place for place in registered if not place.previous_id]
     counts = {
         "starting": sum(1 for place in places if place.pid and not place.ready and not place.draining),
         "ready": len(ready),
+        "reconnecting": len(registered) - len(ready),
         "draining": sum(1 for place in places if place.pid and place.draining),
     }
     workers = GaugeMetricFamily("zart_workers", "Worker processes by state.", labels=("state",))
@@ -153,7 +155,7 @@ class UserMetrics:
         if directory is None:
             return []
         try:
-            files = [file for file in Path(directory).glob("*.db") if file.stat().st_size]  # an empty one is being made
+            files = [file for file in Path(directory).glob("*.db") if _is_filled(file)]
             families: list[Metric] = list(_untyped.MultiProcessCollector.merge(files))
         except Exception as error:  # a file that is torn, or is none of ours
             self._tell(f"the application's own metrics cannot be read ({type(error).__name__}: {error})")
@@ -175,6 +177,14 @@ class UserMetrics:
         if line not in self._told:
             self._told.add(line)
             _log.warning("%s", line)
+
+
+def _is_filled(file: Path) -> bool:
+    """Not one that is being made, or is just gone."""
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 class _Only(CollectorRegistry):

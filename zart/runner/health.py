@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
-from zart.metrics import Place
+from zart.metrics import LEFT, Place
 
 K = TypeVar("K", bound=Hashable)
 
@@ -46,4 +46,8 @@ class Watchdog(Generic[K]):
 
 def loop_beats(places: Sequence[Place]) -> dict[int, object]:
     """What rises while the event loops of registered workers turn, by the index of their place."""
-    return {index: (place.pid, place.loop_count) for index, place in enumerate(places) if place.ready}
+    return {
+        index: (place.pid, place.loop_count)
+        for index, place in enumerate(places)
+        if place.ready and place.loop_count != LEFT
+    }

@@ -68,6 +68,8 @@ class RunnerOptions:
             raise InvalidArgument(f"procs must be from 1 to {MAX_PROCS}, got {self.procs!r}")
         if self.board is not None and len(self.board.places) < self.procs:
             raise InvalidArgument(f"the board has {len(self.board.places)} places, but procs is {self.procs}")
+        if self.http_port is None and self.http_host != DEFAULT_HOST:
+            raise InvalidArgument("http_host serves nothing without http_port; name a port, as 9464")
         _ = _seconds("stall_timeout", self.stall_timeout, _LEAST_STALL)
         _ = _seconds("max_age", self.max_age, _LEAST_AGE)
         _at_least("max_executions", self.max_executions, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from typing import Any, cast
 
 import structlog
@@ -28,7 +29,7 @@ def render_logs(log_format: LogFormat, level: LogLevel = "info") -> None:
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
+        _add_fields,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_process,
     ]
@@ -55,6 +56,27 @@ def render_logs(log_format: LogFormat, level: LogLevel = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    threading.excepthook = _log_death_of_thread
+
+
+def _log_death_of_thread(death: threading.ExceptHookArgs) -> None:
+    if death.exc_value is not None and not isinstance(death.exc_value, SystemExit):
+        about = (death.exc_type, death.exc_value, death.exc_traceback)
+        name = death.thread.name if death.thread is not None else "unknown"
+        logging.getLogger("threading").error("thread %s ended with an exception", name, exc_info=about)
+
+
+_extra = structlog.stdlib.ExtraAdder()
+
+
+def _add_fields(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Those given as `extra`; one that is called as the message is does not take its place."""
+    message = event["event"]
+    event = _extra(logger, method, event)
+    if event["event"] != message:
+        event["event"], event["event_"] = message, event["event"]
+    return event
 
 
 def _add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

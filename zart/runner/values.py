@@ -59,7 +59,10 @@ class SharedValues:
     def forget(self, index: int) -> None:
         """In the arbiter: the worker of a place is gone, and with it what only the living show."""
         if directory := os.environ.get(DIRECTORY):
-            _files.mark_process_dead(index, directory)
+            try:
+                _files.mark_process_dead(index, directory)
+            except OSError as error:
+                _log.warning("what worker %d told of the application last cannot be taken back: %s", index, error)
 
     def close(self) -> None:
         """Leave nothing behind."""

@@ -163,7 +163,9 @@ begin
             and e.status <> 0 and k.id = any(m_id)
             and not exists (select from :schema.zart_tasks j
                             where j.bucket = p_bucket and j.id = k.id and j.run = k.run and j.step_key = k.key)
-          returning e.id, e.lane, e.priority, e.run, e.epoch)
+          returning e.id, e.lane, e.priority, e.run, e.epoch),
+        unlisted as (
+          delete from :schema.zart_quarantined d using again where d.bucket = p_bucket and d.id = again.id)
         insert into :schema.zart_queue(bucket, id, lane, priority, run_at, run, epoch)
         select p_bucket, again.id, again.lane, 2 * again.priority, v_now, again.run, again.epoch from again;
       end if;
