@@ -53,7 +53,7 @@ def _endless() -> Generator[None, None, None]:
 
 
 def _time(call: Callable[[], object], without: Callable[[], object] = lambda: None) -> float:
-    """Nanoseconds of one call beyond those of another one, each the best of many: they take turns, as machines drift."""
+    """Nanoseconds of one call beyond those of another one, each the best of many, in turns, as machines drift."""
     best = [float("inf"), float("inf")]
     for _ in range(25):
         for index, timed in enumerate((call, without)):
