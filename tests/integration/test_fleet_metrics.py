@@ -123,7 +123,9 @@ async def test_counters_are_those_of_the_database_also_after_a_kill(
             await start(database, task, {f"{task}-{n}": n for n in range(count)})
         await all_ended(database)
         await _compare(connection, read())
-        assert by_task(read(), "zart_executions_parked_total")["parks"] == 4
+        parked = by_task(read(), "zart_executions_parked_total")["parks"]
+        assert parked >= 4  # one that is woken a little early is parked again
+        assert by_task(read(), "zart_executions_claimed_total")["parks"] == parked + 4
 
         await start(database, "held", {f"held-{n}": n for n in range(HELD)})
         await eventually(lambda: len(holding()) == HELD)
