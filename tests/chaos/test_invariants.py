@@ -85,10 +85,12 @@ async def test_claims_that_outlive_their_worker_are_told(
     text = f"insert into zart.zart_workers({columns}) values ($1, now(), 0, 0, 'here', '{{}}')"
     await connection.execute(text, worker)
     await connection.execute("insert into zart.zart_queue(id, lane, bucket, worker) values (1, 1, 0, 7)")
+    supervisor = await asyncpg.connect(database.dsn, server_settings={"application_name": "zart supervisor"})
     claims = ClaimWatch(database, lambda _: time.time() - 1, bound=0.5)
     watching = asyncio.create_task(claims.run())
     await eventually(lambda: claims.violations)
     watching.cancel()
+    await supervisor.close()
     assert told in claims.violations[0]
 
 
