@@ -20,7 +20,8 @@ from tests.support.wire import Fate, Wire
 from zart.engine import sampling
 from zart.engine.sampling import Sampler
 from zart.runner.queues import MOST_QUEUES, OTHER, QueueCollector
-from zart.store import queue
+from zart.store import figures, queue
+from zart.store.figures import SAMPLE
 
 INTERVAL = 0.4
 
@@ -173,3 +174,22 @@ async def test_queues_past_the_bound_share_one_label(database: Database, connect
     assert ready[OTHER] == 10
     assert sum(ready.values()) == len(names)
     assert list(QueueCollector(a_sampler(database)).collect()) == []
+
+
+async def test_a_duty_that_somebody_has_locked_is_waited_for_by_nobody(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    theirs = await database.connect()
+    async with theirs.transaction():
+        await theirs.execute("select from zart.zart_duties for update")
+        async with asyncio.timeout(5):
+            assert not (await figures.hold_duty(connection, database.schema, SAMPLE, 1, 10.0)).held
+    await theirs.close()
+    assert (await figures.hold_duty(connection, database.schema, SAMPLE, 1, 10.0)).held
+
+
+async def test_a_duty_is_free_when_the_clock_has_gone_back(database: Database, connection: asyncpg.Connection) -> None:
+    assert (await figures.hold_duty(connection, database.schema, SAMPLE, 1, 10.0)).held
+    assert not (await figures.hold_duty(connection, database.schema, SAMPLE, 2, 10.0)).held
+    await connection.execute("update zart.zart_duties set until = clock_timestamp() + interval '1 h'")
+    assert (await figures.hold_duty(connection, database.schema, SAMPLE, 2, 10.0)).held
